@@ -1,0 +1,1 @@
+"""Quality numbers that can be trusted: protocols, sampling, features, distances, the queue and its reports."""
