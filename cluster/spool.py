@@ -1,0 +1,90 @@
+"""The spool: what a run has to say to MLflow, as append-only JSON lines on the run's own storage.
+
+Writers (training rank 0, the evaluator) append and never wait for a server; `cluster.tracking` sends what was appended.
+Nothing is deleted after it was sent, so that reports read a run's history here, with MLflow up or down.
+"""
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Point = tuple[int, float, float]
+"""(step, value, unix seconds)"""
+
+
+class Spool:
+    """One writer's file `<run>/spool/<writer>.jsonl`. A writer's name has one living process at a time."""
+
+    def __init__(self, run_directory: Path, writer: str):
+        """writer: a plain name such as "train" or "eval". A torn last line, left by a crash, is cut off."""
+        path = run_directory / "spool" / f"{writer}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._run_directory = run_directory
+        self._last_steps: dict[str, int] = {}
+        end = 0
+        if path.exists():
+            for event, end in read_events(path):
+                for name in event.get("values", {}) if event["type"] == "metrics" else ():
+                    self._last_steps[name] = max(event["step"], self._last_steps.get(name, -1))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held open for the writer's life)
+        if self._file.tell() != end:
+            self._file.truncate(end)
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Points at `step` (optimiser updates). A point of a step this writer has already written, as after a resume, is
+        dropped: the run is a function of its config, so it is the same point."""
+        fresh = {name: float(v) for name, v in values.items() if step > self._last_steps.get(name, -1)}
+        if fresh:
+            self._last_steps.update(dict.fromkeys(fresh, step))
+            self._append({"type": "metrics", "step": step, "values": fresh})
+
+    def params(self, values: dict[str, Any]) -> None:
+        self._append({"type": "params", "values": {name: str(v) for name, v in values.items()}})
+
+    def tags(self, values: dict[str, Any]) -> None:
+        self._append({"type": "tags", "values": {name: str(v) for name, v in values.items()}})
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """A file inside the run directory, to be stored under `folder` of the MLflow run's artifacts."""
+        self._append(
+            {"type": "artifact", "path": str(path.relative_to(self._run_directory)), "folder": folder}
+        )
+
+    def status(self, status: str) -> None:
+        """status: RUNNING, FINISHED, FAILED or KILLED, as in MLflow."""
+        self._append({"type": "status", "status": status})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, event: dict[str, Any]) -> None:
+        # NaN is written as such: Python's JSON reads it back, and a diverged loss must be visible.
+        self._file.write(json.dumps({**event, "time": time.time()}) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """(event, byte offset after it) for each whole line from `offset` on."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield json.loads(line), offset
+
+
+def read_metrics(run_directory: Path) -> dict[str, list[Point]]:
+    """Every metric of a run, merged over writers: name -> points by step, one point per step (the first written)."""
+    merged: dict[str, dict[int, Point]] = defaultdict(dict)
+    for path in sorted((run_directory / "spool").glob("*.jsonl")):
+        for event, _ in read_events(path):
+            if event["type"] == "metrics":
+                for name, value in event["values"].items():
+                    merged[name].setdefault(event["step"], (event["step"], value, event["time"]))
+    return {name: [points[step] for step in sorted(points)] for name, points in merged.items()}

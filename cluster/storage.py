@@ -1,0 +1,145 @@
+"""Atomic storage: a directory exists once its COMPLETE.json does, and is believed once its hashes verify.
+
+Write into `.tmp-*`, fsync every file, write COMPLETE.json (sizes, sha256) last, rename, fsync the parent. A crash at any
+point leaves either the complete directory or a leftover that no reader looks at.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+COMPLETE = "COMPLETE.json"
+_TEMPORARY, _TRASH = ".tmp-", ".trash-"
+_log = logging.getLogger(__name__)
+
+
+class DamagedError(ValueError):
+    """A committed directory no longer holds what was committed; the message names the file."""
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replace `path` by `text` so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _fsync_directory(path.parent)
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    write_text_atomic(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def commit_directory(
+    parent: Path, name: str, write: Callable[[Path], None], record: dict[str, Any] | None = None
+) -> Path:
+    """Create `parent/name` from what `write(directory)` puts there, all or nothing.
+
+    record: extra JSON fields of COMPLETE.json. Returns the committed directory.
+    Raises FileExistsError if the name is taken, OSError (disk full, say) with nothing of the new directory left behind.
+    """
+    destination = parent / name
+    if destination.exists():
+        raise FileExistsError(f"{destination} exists already; a committed directory is never written again")
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = parent / f"{_TEMPORARY}{name}-{uuid.uuid4().hex[:8]}"
+    temporary.mkdir()
+    try:
+        write(temporary)
+        files = {}
+        for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
+            _fsync_file(path)
+            files[path.relative_to(temporary).as_posix()] = {
+                "bytes": path.stat().st_size,
+                "sha256": sha256_of_file(path),
+            }
+        write_json_atomic(temporary / COMPLETE, {**(record or {}), "files": files})
+        os.rename(temporary, destination)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _fsync_directory(parent)
+    return destination
+
+
+def complete_directories(parent: Path) -> list[Path]:
+    """The committed directories of `parent`, sorted by name (zero-padded names: oldest first)."""
+    if not parent.is_dir():
+        return []
+    return sorted(p for p in parent.iterdir() if not p.name.startswith(".") and (p / COMPLETE).is_file())
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """The content of COMPLETE.json, after every file's size and sha256 were found to be as committed.
+
+    Raises DamagedError naming the directory and the first file that differs.
+    """
+    try:
+        record = read_json(directory / COMPLETE)
+        files = record["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{directory}: {COMPLETE} is unreadable ({error})") from error
+    for name, expected in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise DamagedError(f"{directory}: {name} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise DamagedError(
+                f"{directory}: {name} has {path.stat().st_size} bytes, committed were {expected['bytes']}"
+            )
+        if sha256_of_file(path) != expected["sha256"]:
+            raise DamagedError(f"{directory}: {name} does not match its committed sha256")
+    return record
+
+
+def remove_directory(directory: Path) -> None:
+    """Delete a committed directory: renamed first, so that no reader meets half of it. A failed delete only warns."""
+    trash = directory.with_name(f"{_TRASH}{directory.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        os.rename(directory, trash)
+        shutil.rmtree(trash)
+    except OSError as error:
+        _log.warning("could not delete %s: %s", directory, error)
+
+
+def remove_leftovers(parent: Path) -> list[Path]:
+    """Delete what crashes left in `parent` (`.tmp-*`, `.trash-*`). Only for the one process that may write there."""
+    if not parent.is_dir():
+        return []
+    leftovers = [p for p in parent.iterdir() if p.name.startswith((_TEMPORARY, _TRASH))]
+    for path in leftovers:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return leftovers
+
+
+def sha256_of_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
