@@ -1,7 +1,7 @@
 """The spool: what a run has to say to MLflow, as append-only JSON lines on the run's own storage.
 
-Writers (training rank 0, the evaluator) append and never wait for a server; `cluster.tracking` sends what was appended.
-Nothing is deleted after it was sent, so that reports read a run's history here, with MLflow up or down.
+Writers (training rank 0, the evaluator) append and never wait for a server; `cluster.tracking` sends what they
+append. Nothing is deleted after it was sent: reports read a run's history here, with MLflow up or down.
 """
 
 import json
@@ -27,7 +27,7 @@ class Spool:
         self._last_steps: dict[str, int] = {}
         end = 0
         if path.exists():
-            for event, end in read_events(path):
+            for event, end in read_events(path):  # noqa: B007 (the last `end` is where whole lines end)
                 for name in event.get("values", {}) if event["type"] == "metrics" else ():
                     self._last_steps[name] = max(event["step"], self._last_steps.get(name, -1))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held open for the writer's life)
@@ -35,8 +35,8 @@ class Spool:
             self._file.truncate(end)
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Points at `step` (optimiser updates). A point of a step this writer has already written, as after a resume, is
-        dropped: the run is a function of its config, so it is the same point."""
+        """Points at `step` (optimiser updates). A point of a step this writer has already written, as after a resume,
+        is dropped: the run is a function of its config, so it is the same point."""
         fresh = {name: float(v) for name, v in values.items() if step > self._last_steps.get(name, -1)}
         if fresh:
             self._last_steps.update(dict.fromkeys(fresh, step))
@@ -80,7 +80,7 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
 
 
 def read_metrics(run_directory: Path) -> dict[str, list[Point]]:
-    """Every metric of a run, merged over writers: name -> points by step, one point per step (the first written)."""
+    """Every metric of a run, merged over writers: name -> points by step, the first written for each step."""
     merged: dict[str, dict[int, Point]] = defaultdict(dict)
     for path in sorted((run_directory / "spool").glob("*.jsonl")):
         for event, _ in read_events(path):

@@ -1,7 +1,7 @@
 """Atomic storage: a directory exists once its COMPLETE.json does, and is believed once its hashes verify.
 
-Write into `.tmp-*`, fsync every file, write COMPLETE.json (sizes, sha256) last, rename, fsync the parent. A crash at any
-point leaves either the complete directory or a leftover that no reader looks at.
+Write into `.tmp-*`, fsync every file, write COMPLETE.json (sizes, sha256) last, rename, fsync the parent. A crash
+at any point leaves either the complete directory or a leftover that no reader looks at.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def commit_directory(
     """Create `parent/name` from what `write(directory)` puts there, all or nothing.
 
     record: extra JSON fields of COMPLETE.json. Returns the committed directory.
-    Raises FileExistsError if the name is taken, OSError (disk full, say) with nothing of the new directory left behind.
+    Raises FileExistsError if the name is taken, OSError (disk full, say) with nothing new left behind.
     """
     destination = parent / name
     if destination.exists():
@@ -105,7 +105,7 @@ def verify(directory: Path) -> dict[str, Any]:
 
 
 def remove_directory(directory: Path) -> None:
-    """Delete a committed directory: renamed first, so that no reader meets half of it. A failed delete only warns."""
+    """Delete a committed directory: renamed first, so that no reader meets half of it. Failure only warns."""
     trash = directory.with_name(f"{_TRASH}{directory.name}-{uuid.uuid4().hex[:8]}")
     try:
         os.rename(directory, trash)
@@ -115,7 +115,7 @@ def remove_directory(directory: Path) -> None:
 
 
 def remove_leftovers(parent: Path) -> list[Path]:
-    """Delete what crashes left in `parent` (`.tmp-*`, `.trash-*`). Only for the one process that may write there."""
+    """Delete what crashes left in `parent` (`.tmp-*`, `.trash-*`). Only for the one process that writes there."""
     if not parent.is_dir():
         return []
     leftovers = [p for p in parent.iterdir() if p.name.startswith((_TEMPORARY, _TRASH))]

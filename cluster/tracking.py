@@ -1,4 +1,4 @@
-"""The uploader: sends the spool to MLflow, survives outages, keeps step and time. The one file that imports mlflow."""
+"""The uploader: sends the spool to MLflow, survives outages, keeps step and time. Only this file imports mlflow."""
 
 import fcntl
 import logging
@@ -30,8 +30,8 @@ def default_tracking_uri(storage: Path) -> str:
 class Uploader:
     """Sends one run directory's spool to the MLflow run of that training run.
 
-    Re-sending is harmless (a point's key in MLflow is its time, step and value), so an event is acknowledged only after
-    MLflow took it.
+    Re-sending is harmless (a point's key in MLflow is its time, step and value), so an event is acknowledged only
+    after MLflow took it.
     """
 
     def __init__(self, run_directory: Path):
@@ -42,7 +42,7 @@ class Uploader:
         self._run_id: str | None = None
 
     def drain(self) -> int:
-        """Send everything not yet acknowledged; the number of events sent. 0 if another process is sending right now.
+        """Send everything not yet acknowledged; the number of events sent. 0 if another process is sending now.
 
         Raises whatever MLflow raises while the server is away; what was sent until then stays acknowledged.
         """
@@ -100,7 +100,7 @@ class Uploader:
             client.log_batch(run_id, metrics=points[start : start + 1000])
 
     def _send_params(self, client: "MlflowClient", run_id: str, values: dict[str, str]) -> None:
-        """MLflow refuses to change a param, so a resumed run's changed value becomes a tag `changed.<name>`."""
+        """MLflow refuses to change a param, so a changed value of a resumed run becomes a tag `changed.<name>`."""
         from mlflow.entities import Param
 
         known = client.get_run(run_id).data.params
@@ -188,7 +188,7 @@ class BackgroundUploader:
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[bool]:
-    """True for the one process that holds the lock file; it is released when the process ends, however it ends."""
+    """True for the one process that holds the lock file; released when the process ends, however it ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         try:
