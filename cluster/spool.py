@@ -50,9 +50,7 @@ class Spool:
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """A file inside the run directory, to be stored under `folder` of the MLflow run's artifacts."""
-        self._append(
-            {"type": "artifact", "path": str(path.relative_to(self._run_directory)), "folder": folder}
-        )
+        self._append({"type": "artifact", "path": str(path.relative_to(self._run_directory)), "folder": folder})
 
     def status(self, status: str) -> None:
         """status: RUNNING, FINISHED, FAILED or KILLED, as in MLflow."""

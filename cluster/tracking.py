@@ -140,9 +140,7 @@ class Uploader:
             experiment_id = client.create_experiment(name, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
-        found = client.search_runs(
-            [experiment_id], f"tags.`{_UID_TAG}` = '{self._run['uid']}'", max_results=1
-        )
+        found = client.search_runs([experiment_id], f"tags.`{_UID_TAG}` = '{self._run['uid']}'", max_results=1)
         if found:
             run_id = found[0].info.run_id
         else:
