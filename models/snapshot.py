@@ -1,0 +1,158 @@
+"""A model snapshot on disk: EMA weights and all that is needed to sample from them, without pickle.
+
+A directory with `ema.safetensors` (float32, named as in the module) and `snapshot.json`, written last: format
+version, both configs, size and sha256 of the weights, and a free "provenance" record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from models.config import DiffusionConfig, ModelConfig, build_model
+from models.diffusion import GaussianDiffusion
+
+FORMAT_VERSION = 1
+WEIGHTS_NAME = "ema.safetensors"
+RECORD_NAME = "snapshot.json"
+
+Config = TypeVar("Config", ModelConfig, DiffusionConfig)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A loaded snapshot: the network in eval mode with its weights, the process, and where they come from."""
+
+    model: nn.Module
+    diffusion: GaussianDiffusion
+    model_config: ModelConfig
+    diffusion_config: DiffusionConfig
+    provenance: dict[str, Any]
+
+
+def write_snapshot(
+    directory: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    model: ModelConfig,
+    diffusion: DiffusionConfig,
+    provenance: dict[str, Any],
+) -> None:
+    """Write a snapshot into a directory, made if missing; other files in it are left alone.
+
+    tensors: every parameter by its name in the module, any float dtype and device. provenance: JSON values.
+    Raises ValueError if names or shapes do not fit the model.
+    """
+    _check_tensors(tensors, model, "the weights to write")
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    # Copies, because safetensors refuses views that share one storage, as sharded engines hand out.
+    weights = {
+        name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous() for name, tensor in tensors.items()
+    }
+    _replace(path / WEIGHTS_NAME, lambda file: safetensors.torch.save_file(weights, file))
+    record = {
+        "format_version": FORMAT_VERSION,
+        "model": dataclasses.asdict(model),
+        "diffusion": dataclasses.asdict(diffusion),
+        "provenance": provenance,
+        "weights": {
+            "bytes": (path / WEIGHTS_NAME).stat().st_size,
+            "sha256": _sha256(path / WEIGHTS_NAME),
+        },
+    }
+    text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+    _replace(path / RECORD_NAME, lambda file: file.write_text(text))
+
+
+def load_snapshot(path: str | Path, device: str | torch.device = "cpu") -> Snapshot:
+    """Load a snapshot, or the one inside a training checkpoint, onto a device.
+
+    Raises FileNotFoundError if there is none, ValueError if it is damaged or of an unknown format.
+    """
+    model_config, diffusion_config, record = read_record(path)
+    file = Path(path) / WEIGHTS_NAME
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} has no {WEIGHTS_NAME}: the snapshot is incomplete; write or copy it again")
+    if _sha256(file) != record["weights"]["sha256"]:
+        raise ValueError(
+            f"{file} is damaged: {file.stat().st_size} bytes whose sha256 is not the recorded one "
+            f"({record['weights']['bytes']} bytes expected); copy it again or use another snapshot"
+        )
+    try:
+        tensors = safetensors.torch.load_file(file, device=str(torch.device(device)))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
+    _check_tensors(tensors, model_config, str(file))
+    model = build_on_meta(model_config)
+    model.load_state_dict(tensors, assign=True)
+    diffusion = GaussianDiffusion(diffusion_config)
+    return Snapshot(model.eval(), diffusion, model_config, diffusion_config, record["provenance"])
+
+
+def read_record(path: str | Path) -> tuple[ModelConfig, DiffusionConfig, dict[str, Any]]:
+    """The configs and the whole of snapshot.json, without the weights. Raises as load_snapshot does."""
+    file = Path(path) / RECORD_NAME
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{path} is not a snapshot: it has no {RECORD_NAME}; give the directory of a checkpoint or snapshot"
+        )
+    try:
+        record = json.loads(file.read_text())
+        version = record["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: it does not read as the JSON of a snapshot ({error})") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{file} has format version {version}; this program reads version {FORMAT_VERSION}")
+    missing = {"model", "diffusion", "provenance", "weights"} - set(record)
+    if missing or "sha256" not in record["weights"]:
+        raise ValueError(f"{file} is damaged: it lacks {', '.join(sorted(missing)) or 'the sha256 of the weights'}")
+    return _config(ModelConfig, record["model"], file), _config(DiffusionConfig, record["diffusion"], file), record
+
+
+def build_on_meta(config: ModelConfig) -> nn.Module:
+    """The network without storage for its weights: instant at any size."""
+    with torch.device("meta"):
+        return build_model(config)
+
+
+def _config(kind: type[Config], values: dict[str, Any], file: Path) -> Config:
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} holds a {kind.__name__} that this program cannot build: {error}") from error
+
+
+def _check_tensors(tensors: Mapping[str, torch.Tensor], config: ModelConfig, origin: str) -> None:
+    expected = {name: tuple(p.shape) for name, p in build_on_meta(config).named_parameters()}
+    odd = sorted(set(expected) ^ set(tensors))
+    if odd:
+        state = "is missing" if odd[0] in expected else "does not belong to it"
+        raise ValueError(f"{origin} do not fit the model: {len(odd)} names differ, the first, {odd[0]}, {state}")
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"{origin} do not fit the model: {name} is {tuple(tensors[name].shape)}, not {shape}")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _replace(file: Path, write: Callable[[Path], object]) -> None:
+    """Write under a temporary name in the same directory, then rename: readers see the old file or the new."""
+    temporary = file.with_name(f".tmp-{file.name}")
+    write(temporary)
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(file)
