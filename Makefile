@@ -1,0 +1,44 @@
+# One entry for everything; each target installs what it needs into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= digits
+PACKAGES := models data_pipeline cluster eval trainer
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help install demo test test-deps lint format bench clean
+
+help:
+	@echo "make install | demo [DEMO=digits|faces] | test | lint | format | bench | clean"
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	@$(BIN)/python -m cluster demo $(DEMO)
+
+test: install
+	$(BIN)/python -m pytest
+
+# Debian packages that some tests need; without them those tests skip (and fail where CI=true is set).
+test-deps:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(shell cat tests/debian-packages.txt)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

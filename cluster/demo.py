@@ -1,0 +1,115 @@
+"""`make demo`: the commands of the other rooms, in order, on a local cluster. What it does, a user can type."""
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from cluster import local
+from cluster.progress import ProgressBar
+from cluster.storage import complete_directories, read_json
+from cluster.submit import Jobs
+
+_ROOT = Path(__file__).resolve().parents[1]
+_PRESETS = {"digits": "demo", "faces": "demo_faces"}
+_PROTOCOL = "fd_efficientnet_lite0_512"
+_START_SECONDS = 120.0
+
+
+class DemoError(RuntimeError):
+    """A step of the demo failed; the message is what it printed last."""
+
+
+def run_demo(subject: Literal["digits", "faces"], folder: Path = _ROOT) -> None:
+    """Pack, train on 2 Ray workers with evaluation beside, sample, report. Run again, it resumes or says so.
+
+    folder: `data/`, `runs/` and `reports/` are made here.
+    """
+    started = time.monotonic()
+    data, storage = folder / "data" / subject, folder / "runs"
+    run_directory = storage / f"demo-{subject}"
+    report = folder / "reports" / f"demo-{subject}.html"
+    _say("1/5", f"packing {subject} into WebDataset shards")
+    _command("-m", "data_pipeline", "demo", subject, str(data))
+    ours = local.find() is None
+    _say("2/5", "starting Ray on loopback" if ours else "using the Ray cluster that runs already")
+    cluster = local.up()
+    try:
+        _train_and_evaluate(Jobs(cluster.dashboard), subject, data, storage, run_directory)
+    finally:
+        if ours:
+            local.down()
+    _say("4/5", "sampling from the averaged weights")
+    samples = run_directory / "samples"
+    newest = complete_directories(run_directory / "checkpoints")[-1]
+    _command(
+        "-m", "models", "sample", str(newest), *("--num-images", "256"), *("--seed", "0"), *("--output", str(samples))
+    )
+    _say("5/5", "writing the report")
+    report.parent.mkdir(exist_ok=True)
+    _command("-m", "eval", "report", str(run_directory), "--output", str(report))
+    print(f"\ndone in {time.monotonic() - started:.0f} s")
+    print(f"  report   {report}")
+    print(f"  samples  {samples}")
+    print(f"  run      {run_directory}")
+    uri = read_json(run_directory / "run.json")["tracking_uri"]
+    print(f"  MLflow   {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}")
+
+
+def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, storage: Path, run_directory: Path) -> None:
+    """Two Ray jobs: the training, and beside it the evaluator, which ends when every checkpoint has its number."""
+    train = shlex.join(
+        [
+            *("python", "trainer/main.py", "--preset", _PRESETS[subject]),
+            *("--run.name", run_directory.name, "--run.storage", str(storage), "--data.path", str(data)),
+        ]
+    )
+    evaluate = shlex.join(
+        [
+            *("python", "-m", "eval", "serve", str(storage), "--run", run_directory.name),
+            *("--protocol", _PROTOCOL, "--until-finished"),
+        ]
+    )
+    _say("3/5", f"ray job submit --working-dir . -- {train}")
+    training = jobs.submit(train)
+    evaluation = jobs.submit(evaluate)
+    try:
+        _wait_until(lambda: (run_directory / "run.json").exists() or jobs.ended(training), _START_SECONDS)
+        _require(not jobs.ended(training) or jobs.succeeded(training), jobs, training)
+        with ProgressBar(run_directory):
+            _wait_until(lambda: jobs.ended(training))
+        _require(jobs.succeeded(training), jobs, training)
+        print("training is done; the last evaluations are under way", flush=True)
+        _wait_until(lambda: jobs.ended(evaluation))
+        _require(jobs.succeeded(evaluation), jobs, evaluation)
+    finally:
+        for job in (training, evaluation):
+            if not jobs.ended(job):
+                jobs.stop(job)
+
+
+def _require(condition: bool, jobs: Jobs, job: str) -> None:
+    if not condition:
+        raise DemoError(f"job {job} failed; the end of its log:\n{jobs.logs(job)[-3000:]}")
+
+
+def _command(*arguments: str) -> None:
+    """Run another room's door with this Python, its output shown."""
+    finished = subprocess.run([sys.executable, *arguments], cwd=_ROOT, check=False)
+    if finished.returncode:
+        raise DemoError(f"python {shlex.join(arguments)} ended with exit code {finished.returncode}")
+
+
+def _wait_until(condition: Callable[[], bool], timeout_seconds: float = float("inf")) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise DemoError(f"nothing happened for {timeout_seconds:.0f} s")
+        time.sleep(0.5)
+
+
+def _say(number: str, text: str) -> None:
+    print(f"[{number}] {text}", flush=True)

@@ -1,0 +1,154 @@
+"""Starting workers: Ray Train, or plain processes without Ray. Both call the same function with a `Worker`."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process of the group; torch.distributed is initialised when `world_size` > 1 or under Ray."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What to ask for. timeout_seconds bounds every collective."""
+
+    num_workers: int
+    use_gpu: bool
+    cpus_per_worker: int
+    max_failures: int
+    timeout_seconds: int
+
+
+WorkerFunction = Callable[[Worker, str], None]
+"""A function of an importable module (never of `__main__`), and the run directory it works on."""
+
+
+class LaunchError(RuntimeError):
+    """The workers failed more often than allowed; the message is the last worker's."""
+
+
+def launch_local(function: WorkerFunction, run_directory: Path, resources: Resources) -> None:
+    """Run the workers on this machine without Ray: in this process if there is one, else in spawned processes.
+
+    Under torchrun (RANK and WORLD_SIZE set) this process is one of the workers that torchrun started.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        _local_worker(int(os.environ.get("LOCAL_RANK", "0")), function, str(run_directory), resources, "env://")
+    elif resources.num_workers == 1:
+        _local_worker(0, function, str(run_directory), resources, "")
+    else:
+        address = f"tcp://127.0.0.1:{_free_port()}"
+        try:
+            torch.multiprocessing.spawn(
+                _local_worker,
+                args=(function, str(run_directory), resources, address),
+                nprocs=resources.num_workers,
+            )
+        except torch.multiprocessing.ProcessRaisedException as error:
+            raise LaunchError(str(error)) from error
+
+
+def launch_ray(function: WorkerFunction, run_directory: Path, attempt: str, resources: Resources) -> None:
+    """Run the workers under Ray Train, on the cluster of RAY_ADDRESS or one started in this process.
+
+    Ray's own run state goes to a folder of this attempt alone: our checkpoints, not Ray's, say where a run stands, and
+    a damaged or half-written Ray state file of an earlier attempt must not stop the next one.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    if not ray.is_initialized():
+        # Inside a job the job's own environment applies and already has the code on its path.
+        outside_a_job = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else _own_cluster()
+        ray.init(**outside_a_job)
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={
+            "function": function,
+            "run_directory": str(run_directory),
+            "cpus_per_worker": resources.cpus_per_worker,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers, use_gpu=resources.use_gpu, resources_per_worker=per_worker
+        ),
+        run_config=RunConfig(
+            name=attempt,
+            storage_path=str(run_directory / "ray"),
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+        ),
+        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_seconds),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise LaunchError(str(error)) from error
+
+
+def _own_cluster() -> dict[str, Any]:
+    """ray.init arguments outside a job: join the cluster RAY_ADDRESS names, else start one on loopback."""
+    environment = {"runtime_env": {"env_vars": {"PYTHONPATH": str(_ROOT)}}}
+    if "RAY_ADDRESS" in os.environ:
+        return environment
+    return {**environment, "address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+
+
+def _ray_worker(config: dict[str, Any]) -> None:
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    torch.set_num_threads(config["cpus_per_worker"])
+    worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    config["function"](worker, config["run_directory"])
+
+
+def _local_worker(
+    local_rank: int, function: WorkerFunction, run_directory: str, resources: Resources, address: str
+) -> None:
+    torch.set_num_threads(resources.cpus_per_worker)
+    device = torch.device("cuda", local_rank) if resources.use_gpu else torch.device("cpu")
+    if resources.use_gpu:
+        torch.cuda.set_device(device)
+    if not address:
+        function(Worker(0, 1, device), run_directory)
+        return
+    from_torchrun = address == "env://"
+    dist.init_process_group(
+        "nccl" if resources.use_gpu else "gloo",
+        init_method=address,
+        timeout=timedelta(seconds=resources.timeout_seconds),
+        **({} if from_torchrun else {"rank": local_rank, "world_size": resources.num_workers}),
+    )
+    try:
+        function(Worker(dist.get_rank(), dist.get_world_size(), device), run_directory)
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def in_ray_job() -> bool:
+    """True in the driver of a submitted job, whose working directory is Ray's copy and goes with the job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "_ray_pkg_" in sys.path[0] or "_ray_pkg_" in os.getcwd()

@@ -1,0 +1,156 @@
+"""A Ray cluster of one machine, on loopback, with token authentication: `python -m cluster up | down | status`."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.storage import read_json, write_json_atomic
+
+_HOST = "127.0.0.1"
+_START_SECONDS, _STOP_SECONDS = 90.0, 30.0
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """A cluster that `up` started: the process that holds it and where it listens."""
+
+    pid: int
+    address: str
+    dashboard: str
+
+
+def up(num_cpus: int | None = None) -> LocalCluster:
+    """Start a cluster, or return the one that runs. num_cpus: what Ray may schedule; None: the machine's cores.
+
+    Raises RuntimeError with the end of Ray's log if it does not answer in time.
+    """
+    running = find()
+    if running is not None:
+        return running
+    environment = client_environment(create_token=True)
+    # Ray takes a loopback address of a head node for the machine's outer one, unless told that this is no cluster;
+    # the setting is named after the systems on which that is its default.
+    environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    port, dashboard_port = _free_ports(2)
+    log_path = _state_path().with_name("ray-head.log")
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *("--node-ip-address", _HOST, "--port", str(port), "--include-dashboard", "true"),
+        *("--dashboard-host", _HOST, "--dashboard-port", str(dashboard_port)),
+        *(("--num-cpus", str(num_cpus)) if num_cpus else ()),
+    ]
+    with open(log_path, "w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    cluster = LocalCluster(process.pid, f"{_HOST}:{port}", f"http://{_HOST}:{dashboard_port}")
+    write_json_atomic(_state_path(), cluster.__dict__)
+    deadline = time.monotonic() + _START_SECONDS
+    while not _answers(cluster):
+        if process.poll() is not None or time.monotonic() > deadline:
+            down()
+            raise RuntimeError(f"Ray did not start; the end of {log_path}: {log_path.read_text()[-800:]}")
+        time.sleep(0.2)
+    return cluster
+
+
+def find() -> LocalCluster | None:
+    """The cluster `up` started, if it is alive."""
+    if not _state_path().exists():
+        return None
+    cluster = LocalCluster(**read_json(_state_path()))
+    return cluster if _is_alive(cluster.pid) else None
+
+
+def down() -> bool:
+    """Stop what `up` started, and nothing else. True if there was something to stop."""
+    cluster = find()
+    _state_path().unlink(missing_ok=True)
+    if cluster is None:
+        return False
+    # `ray start --block` leads a session of its own and ends its daemons when it is asked to end.
+    os.kill(cluster.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while _is_alive(cluster.pid) and time.monotonic() < deadline:
+        _reap(cluster.pid)
+        time.sleep(0.1)
+    if _is_alive(cluster.pid):
+        os.killpg(cluster.pid, signal.SIGKILL)
+    return True
+
+
+def client_environment(create_token: bool = False) -> dict[str, str]:
+    """This process's environment with Ray's token authentication on, as server and clients alike need it.
+
+    create_token: make the user's token (~/.ray/auth_token, Ray's own place) if there is none.
+    """
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_TRAIN_V2_ENABLED": "1"}
+    # Entry points say `python`; it must be the one this code runs under.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    if create_token and "RAY_AUTH_TOKEN" not in environment and "RAY_AUTH_TOKEN_PATH" not in environment:
+        path = Path.home() / ".ray" / "auth_token"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            path.write_text(secrets.token_hex(32))
+    return environment
+
+
+def _state_path() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rayddpm"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "cluster.json"
+
+
+def _answers(cluster: LocalCluster) -> bool:
+    """True once the job API takes requests."""
+    token = _token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return isinstance(json.load(response), list)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def _token() -> str:
+    if "RAY_AUTH_TOKEN" in os.environ:
+        return os.environ["RAY_AUTH_TOKEN"]
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _reap(pid: int) -> None:
+    """Collect the exit status if the process is our child; otherwise init does."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind((_HOST, 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports

@@ -1,0 +1,54 @@
+"""Jobs: what `ray job submit --working-dir . -- COMMAND` does, from Python."""
+
+import contextlib
+import os
+import subprocess
+from pathlib import Path
+
+from cluster.local import client_environment
+
+_ROOT = Path(__file__).resolve().parents[1]
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class Jobs:
+    """Jobs on the cluster whose dashboard is at `dashboard` (http://host:port)."""
+
+    def __init__(self, dashboard: str):
+        # Ray reads the authentication mode when it is imported, so it is set first.
+        os.environ.update(client_environment())
+        from ray.job_submission import JobSubmissionClient
+
+        self._client = JobSubmissionClient(dashboard)
+
+    def submit(self, entrypoint: str, environment: dict[str, str] | None = None) -> str:
+        """Send this checkout (without what .gitignore names) and run `entrypoint` in it; the job's id.
+
+        A stopped job gets SIGINT and a minute, so that it can end in good order.
+        """
+        variables = {
+            "RAY_JOB_STOP_SIGNAL": "SIGINT",
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",
+            "RAYDDPM_GIT_COMMIT": _git_commit(),
+            **(environment or {}),
+        }
+        runtime_env = {"working_dir": str(_ROOT), "env_vars": variables}
+        return self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+
+    def ended(self, job_id: str) -> bool:
+        return self._client.get_job_status(job_id) in _ENDED
+
+    def succeeded(self, job_id: str) -> bool:
+        return self._client.get_job_status(job_id) == "SUCCEEDED"
+
+    def logs(self, job_id: str) -> str:
+        return self._client.get_job_logs(job_id)
+
+    def stop(self, job_id: str) -> None:
+        with contextlib.suppress(RuntimeError):  # it ended by itself in the meantime
+            self._client.stop_job(job_id)
+
+
+def _git_commit() -> str:
+    found = subprocess.run(["git", "-C", str(_ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else "unknown"

@@ -1,0 +1,25 @@
+"""What all tests share: system packages and GPUs that a test may need."""
+
+import os
+import shutil
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(program): a program of tests/debian-packages.txt; skipped without it")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine cannot run; in CI a missing program is a failure, since CI installs them."""
+    for marker in item.iter_markers("needs"):
+        program = marker.args[0]
+        if shutil.which(program) is None:
+            if os.environ.get("CI"):
+                pytest.fail(f"{program} is missing: make test-deps installs it")
+            pytest.skip(f"{program} is missing: make test-deps installs it")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")

@@ -1,0 +1,114 @@
+"""The house rules that a machine can check (docs/ARCHITECTURE.md)."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ALLOWED = {
+    "models": set(),
+    "data_pipeline": set(),
+    "cluster": set(),
+    "eval": {"models", "data_pipeline", "cluster"},
+    "trainer": {"models", "data_pipeline", "cluster", "eval"},
+}
+DOORS = {
+    "models/__main__.py",
+    "data_pipeline/__main__.py",
+    "cluster/__main__.py",
+    "eval/__main__.py",
+    "trainer/main.py",
+}
+HEAVY = {
+    "mlflow": {"cluster/tracking.py", "eval/registry.py"},
+    "webdataset": {"data_pipeline/pack.py", "data_pipeline/sources.py"},
+    "cleanfid": {"eval/inception.py"},
+}
+
+
+def sources(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of all modules that `path` imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_run_one_way(room: str) -> None:
+    forbidden = ALLOWED.keys() - ALLOWED[room] - {room}
+    offenders = {str(p.relative_to(ROOT)): imported(p) & forbidden for p in sources(room) if imported(p) & forbidden}
+    assert sources(room)
+    assert not offenders
+
+
+def test_every_room_has_one_door() -> None:
+    with_main = {
+        p.relative_to(ROOT).as_posix()
+        for room in ALLOWED
+        for p in sources(room)
+        if re.search(r'__name__ == "__main__"', p.read_text())
+    }
+    assert with_main == DOORS
+
+
+def test_ray_is_imported_only_where_things_are_launched_or_served() -> None:
+    importers = {p.relative_to(ROOT).as_posix() for room in ALLOWED for p in sources(room) if "ray" in imported(p)}
+    assert importers
+    assert all(name.startswith("cluster/") or name.startswith("eval/service") for name in importers), importers
+
+
+@pytest.mark.parametrize("library", HEAVY)
+def test_heavy_libraries_stay_in_few_files(library: str) -> None:
+    importers = {p.relative_to(ROOT).as_posix() for room in ALLOWED for p in sources(room) if library in imported(p)}
+    assert importers <= HEAVY[library]
+
+
+def test_no_file_of_the_trainer_hides_a_module() -> None:
+    """`python trainer/main.py` starts with trainer/ on sys.path."""
+    names = {p.stem for p in sources("trainer")} - {"__init__"}
+    installed = {line.split("==")[0].lower().replace("-", "_") for line in constraints()}
+    assert not names & set(sys.stdlib_module_names)
+    assert not names & installed
+
+
+def test_the_loop_fits_on_a_screen_and_names_no_vendor() -> None:
+    path = ROOT / "trainer" / "loop.py"
+    assert len(path.read_text().splitlines()) <= 50
+    assert not imported(path) & {"ray", "mlflow", "deepspeed", "webdataset", "cleanfid", "torch_ema"}
+
+
+def test_versions_are_pinned_without_places() -> None:
+    assert all(re.fullmatch(r"[A-Za-z0-9_.\-]+==[A-Za-z0-9_.+!]+", line) for line in constraints())
+
+
+def test_commands_in_the_readme_exist() -> None:
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z][a-z-]*)", readme)) <= targets
+    modules = set(re.findall(r"python -m (\w+)", readme)) - {"venv", "pip"}
+    assert modules <= ALLOWED.keys()
+
+
+@pytest.mark.parametrize("door", ["models", "data_pipeline", "cluster", "eval", "trainer/main.py"])
+def test_every_door_has_help(door: str) -> None:
+    command = [sys.executable, door] if door.endswith(".py") else [sys.executable, "-m", door]
+    shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "usage:" in shown.stdout
+
+
+def constraints() -> list[str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]

@@ -1,0 +1,123 @@
+"""The command line: preset, TOML file and overrides make a config; the run is then planned, launched and closed."""
+
+import difflib
+import json
+import logging
+import re
+import sys
+import uuid
+from typing import Literal, NamedTuple
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from cluster.launch import LaunchError, Resources, launch_local, launch_ray
+from cluster.progress import ProgressBar
+from cluster.tracking import BackgroundUploader
+from trainer.config import Config, to_dict
+from trainer.presets import PRESETS
+from trainer.run import Plan, close_run, open_run, plan, summary
+from trainer.worker import train_worker
+
+_USER_ERROR, _FAILED, _INTERRUPTED = 2, 1, 130
+_DESCRIPTION = """Train a DDPM. Start with a preset, change any field with --section.field VALUE.
+The same command again resumes the run at its newest checkpoint."""
+
+
+class Options(NamedTuple):
+    preset: str
+    launcher: Literal["ray", "local"]
+    dry_run: bool
+    config: Config
+
+
+def parse(arguments: list[str]) -> Options:
+    """Preset < TOML file < --section.field. Raises ValueError with one line for anything that is not understood."""
+    try:
+        preset = _parser("demo").parse_args(arguments).preset
+        parser = _parser(preset)
+        parsed = parser.parse_args(arguments)
+        sections = parser.instantiate_classes(parsed)
+    except ArgumentError as error:
+        raise ValueError(_one_line(str(error))) from error
+    config = Config(**{name: sections[name] for name in Config.__dataclass_fields__})
+    return Options(preset, parsed.launcher, parsed.dry_run, config)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 trained (or nothing left to train), 1 workers failed, 2 the user's error, 130 interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        options = parse(arguments)
+        if options.dry_run:
+            print(json.dumps(summary(options.config), indent=2))
+            return 0
+        planned = plan(options.config, options.preset)
+        unfinished = open_run(planned)
+    except (ValueError, OSError) as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        return _USER_ERROR
+    print(f"run {planned.config.run.name} in {planned.directory}", flush=True)
+    if not unfinished:
+        print(f"finished already at step {planned.config.train.num_steps}; raise --train.num_steps to train on")
+        return 0
+    return _run(planned, options.launcher)
+
+
+def _run(planned: Plan, launcher: Literal["ray", "local"]) -> int:
+    workers = planned.config.workers
+    resources = Resources(
+        workers.num_workers,
+        workers.use_gpu,
+        workers.cpus_per_worker,
+        workers.max_failures,
+        workers.collective_timeout_seconds,
+    )
+    status, exit_code = "FAILED", _FAILED
+    with BackgroundUploader(planned.directory):
+        try:
+            with ProgressBar(planned.directory):
+                if launcher == "ray":
+                    launch_ray(train_worker, planned.directory, f"attempt-{uuid.uuid4().hex[:8]}", resources)
+                else:
+                    launch_local(train_worker, planned.directory, resources)
+            status, exit_code = "FINISHED", 0
+        except LaunchError as error:
+            print(f"error: the workers failed: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            status, exit_code = "KILLED", _INTERRUPTED
+        finally:
+            close_run(planned, status)
+    return exit_code
+
+
+def _parser(preset: str) -> ArgumentParser:
+    """A parser whose defaults are the preset's values."""
+    parser = ArgumentParser(
+        prog="python trainer/main.py", description=_DESCRIPTION, exit_on_error=False, parser_mode="toml"
+    )
+    parser.add_argument("--preset", type=Literal[tuple(PRESETS)], default=preset, help="the values to start from")
+    parser.add_argument("--config", action="config", help="TOML file with [section] tables; over the preset")
+    parser.add_argument(
+        "--launcher", type=Literal["ray", "local"], default="ray", help="local: plain processes on this machine"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resulting run as JSON and exit")
+    values = to_dict(PRESETS[preset]())
+    for name, section in Config.__dataclass_fields__.items():
+        parser.add_class_arguments(section.type, name)
+        parser.set_defaults({f"{name}.{key}": value for key, value in values[name].items()})
+    return parser
+
+
+def _one_line(message: str) -> str:
+    """The message without the parser's own wrapping, and with the nearest known option for a mistyped one."""
+    message = re.sub(r"\s+", " ", message).strip()
+    message = re.sub(r"a <class .(\w+).>|a typing\.Literal", lambda found: found[1] or "one of ", message)
+    if message.startswith('Parser key "config"'):
+        return f"--config: not a readable TOML file ({message.partition(': ')[2]})"
+    message = re.sub(r"^Group '(\w+)' does not accept option '(\w+)'", r"unrecognized key: \1.\2", message)
+    unknown = re.match(r"unrecognized (?:arguments: --|key: )([\w.\-]+)", message)
+    if unknown:
+        known = [f"{s}.{f}" for s, fields in to_dict(PRESETS["demo"]()).items() for f in fields]
+        near = difflib.get_close_matches(unknown[1], known, n=1)
+        message += f"; did you mean --{near[0]}?" if near else "; --help lists what there is"
+    return message

@@ -1,0 +1,226 @@
+"""What a run is: frozen dataclasses, one section each, composed into `Config`. Presets give their values."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from models.config import DiffusionConfig, ModelConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The packed images a run streams."""
+
+    path: str = "demo:digits"
+    """Folder that python -m data_pipeline pack made, or demo:digits / demo:faces, made on first use."""
+    horizontal_flip: bool = True
+    """Mirror half of the draws; which half is a function of (seed, sample counter)."""
+    num_threads: int = 2
+    """Reading and decoding threads of each worker; they never change what is trained."""
+    num_prefetch_batches: int = 4
+    """Batches each worker keeps decoded ahead of the step."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam as in the paper and its code (PAPER: App. B; warm-up and clipping are only in the code)."""
+
+    learning_rate: float = 2e-4
+    """Step size after warm-up."""
+    warmup_steps: int = 5000
+    """The rate rises linearly from 0 at step 0; 0 switches warm-up off."""
+    beta1: float = 0.9
+    """Decay of Adam's first moment."""
+    beta2: float = 0.999
+    """Decay of Adam's second moment."""
+    eps: float = 1e-8
+    """Added to the root of the bias-corrected second moment (TF1 adds it before the correction)."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this L2 norm; 0 switches clipping off."""
+    clip_scope: Literal["global", "slice"] = "global"
+    """global: clip the batch's gradient. slice: clip each slice's mean gradient, then average (the authors' code)."""
+    clip_slice_images: int = 16
+    """Images in a slice (the authors: 16 for CIFAR-10, 8 at 256 px); independent of the number of workers."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"optim.learning_rate {self.learning_rate} must be above 0")
+        if self.clip_slice_images < 1:
+            raise ValueError(f"optim.clip_slice_images {self.clip_slice_images} must be at least 1")
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """The averaged weights that samples and evaluations use."""
+
+    decay: float = 0.9999
+    """Constant decay a step; the paper's value."""
+    warmup: bool = False
+    """True: torch-ema's min(decay, (1 + n) / (10 + n)), for short runs. The paper has no such warm-up."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"ema.decay {self.decay} must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The length, batch and arithmetic of a run."""
+
+    num_steps: int = 800_000
+    """Optimiser updates; a finished run continues when this is raised."""
+    global_batch_size: int = 128
+    """Images in a step over all workers: a property of the run, whatever the number of workers."""
+    seed: int = 0
+    """Fixes initial weights, order of images, flips, timesteps, noise and dropout."""
+    precision: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
+    """Arithmetic of forward and backward; weights, Adam and EMA stay float32 (fp64: all float64)."""
+    max_images_per_pass: int = 0
+    """Memory setting: larger local batches are accumulated in passes of at most this many images; 0: one pass."""
+    log_every_steps: int = 100
+    """Metrics are averages over this many steps."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "global_batch_size", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} {getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"train.seed {self.seed} must be in [0, 2^63)")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept on storage."""
+
+    every_steps: int = 5000
+    """A checkpoint each so many steps, and one at the end."""
+    keep_last: int = 3
+    """So many newest checkpoints stay (at least 2)."""
+    keep_every_steps: int = 0
+    """Checkpoints at multiples of this stay for good; 0: none, 1: all."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"checkpoint.every_steps {self.every_steps} must be at least 1")
+        if self.keep_last < 2:
+            raise ValueError(f"checkpoint.keep_last {self.keep_last} must be at least 2: one may turn out damaged")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives and what it is called."""
+
+    name: str = ""
+    """Folder name of the run; empty: preset and a digest of what is trained, so that the same command resumes."""
+    storage: str = "~/rayddpm/runs"
+    """Folder that every worker reaches; runs, the MLflow database and reports live here."""
+    tracking_uri: str = ""
+    """MLflow server; empty: a SQLite file in the storage folder."""
+    experiment: str = "rayddpm"
+    """MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        if self.name and (self.name.startswith(".") or not all(c.isalnum() or c in "-_." for c in self.name)):
+            raise ValueError(
+                f"run.name {self.name!r} may hold letters, digits, '-', '_' and '.', and not begin with '.'"
+            )
+
+
+@dataclass(frozen=True)
+class WorkersConfig:
+    """The hardware; changing it never changes what is trained."""
+
+    num_workers: int = 1
+    """Data-parallel workers."""
+    use_gpu: bool = True
+    """One GPU for each worker."""
+    cpus_per_worker: int = 1
+    """Cores reserved, and torch threads used, for each worker."""
+    max_failures: int = 3
+    """So many worker failures are answered by a restart from the newest checkpoint; -1: without limit."""
+    collective_timeout_seconds: int = 300
+    """A collective that waits longer ends the attempt, which is then restarted."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "cpus_per_worker", "collective_timeout_seconds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"workers.{name} {getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+
+    def __post_init__(self) -> None:
+        if self.train.global_batch_size < self.workers.num_workers:
+            raise ValueError(
+                f"train.global_batch_size {self.train.global_batch_size} is smaller than workers.num_workers "
+                f"{self.workers.num_workers}: every worker needs an image; raise the batch or use fewer workers"
+            )
+        if self.optim.clip_scope == "slice" and self.train.global_batch_size % self.optim.clip_slice_images:
+            raise ValueError(
+                f"optim.clip_slice_images {self.optim.clip_slice_images} must divide train.global_batch_size "
+                f"{self.train.global_batch_size}"
+            )
+        if self.optim.clip_scope == "slice":
+            num_slices = self.train.global_batch_size // self.optim.clip_slice_images
+            if self.workers.num_workers > num_slices:
+                raise ValueError(
+                    f"workers.num_workers {self.workers.num_workers} is more than the {num_slices} clipping slices "
+                    "of a batch; use fewer workers or smaller optim.clip_slice_images"
+                )
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """Sections of plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(sections: dict[str, dict[str, Any]]) -> Config:
+    """The inverse of `to_dict`."""
+    types = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+    return Config(**{name: types[name](**_tuples(values)) for name, values in sections.items()})  # type: ignore
+
+
+def semantics(config: Config, manifest_digest: str) -> dict[str, Any]:
+    """Flat name -> value of all that decides what is trained. A run with other semantics is another run.
+
+    Not in it: the hardware, the length, how often to log and save, and where things lie.
+    """
+    sections = to_dict(config)
+    flat = {
+        f"{section}.{name}": value
+        for section in ("model", "diffusion", "optim", "ema")
+        for name, value in sections[section].items()
+    }
+    flat |= {f"train.{name}": sections["train"][name] for name in ("global_batch_size", "seed", "precision")}
+    flat["data.horizontal_flip"] = config.data.horizontal_flip
+    flat["data.digest"] = manifest_digest
+    del flat["model.gradient_checkpointing"]
+    return flat
+
+
+def digest(semantic_values: dict[str, Any]) -> str:
+    """sha256 hex of the canonical JSON of `semantics`."""
+    return hashlib.sha256(json.dumps(semantic_values, sort_keys=True).encode()).hexdigest()
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """section.field -> value, as MLflow params."""
+    return {f"{section}.{name}": v for section, values in to_dict(config).items() for name, v in values.items()}
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

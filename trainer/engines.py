@@ -1,0 +1,162 @@
+"""One optimiser update over all workers: forward, backward, clipping, all-reduce, Adam.
+
+An engine is handed this worker's part of a global batch. Losses are summed over images and divided by the global batch
+size G, so that workers with one image more or less weigh right.
+"""
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cluster.launch import Worker
+from data_pipeline.loader import Batch
+from trainer import randomness
+from trainer.config import Config
+from trainer.objective import Objective
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def cpu_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies in host memory, as safetensors writes them."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+class StepResult(NamedTuple):
+    """losses: (b,) this worker's loss an image, detached; grad_norm: () L2 norm of the global gradient before the
+    global clip (after the slices' clips), equal on all workers."""
+
+    losses: Tensor
+    grad_norm: Tensor
+
+
+class NonFiniteError(FloatingPointError):
+    """A gradient was NaN or infinite; raised on all workers before any weight changed."""
+
+
+class DdpEngine:
+    """Replicated weights, gradients averaged by torch's DistributedDataParallel."""
+
+    def __init__(self, model: nn.Module, objective: Objective, config: Config, worker: Worker):
+        self.module = model.to(worker.device)
+        self._objective, self._config, self._worker = objective, config, worker
+        self._distributed = worker.world_size > 1
+        self._model: nn.Module = DistributedDataParallel(self.module) if self._distributed else self.module
+        optim = config.optim
+        self.optimizer = torch.optim.Adam(
+            self.module.parameters(), lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), eps=optim.eps
+        )
+        if config.train.precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up from 0 at step 0, then constant (the authors' code)."""
+        optim = self._config.optim
+        return optim.learning_rate * (min(step / optim.warmup_steps, 1.0) if optim.warmup_steps else 1.0)
+
+    def step(self, batch: Batch) -> StepResult:
+        """The update number `batch.step` (zero-based). Raises NonFiniteError before weights change."""
+        randomness.seed_dropout(self._config.train.seed, batch.step, self._worker.rank)
+        images = batch.images.to(self._worker.device, non_blocking=True)
+        counters = batch.counters.to(self._worker.device, non_blocking=True)
+        self.module.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._config.optim.clip_scope == "slice" and self._config.optim.max_grad_norm:
+            losses = self._backward_slices(images, counters)
+            max_norm = float("inf")
+        else:
+            losses = self._backward(images, counters)
+            max_norm = self._config.optim.max_grad_norm or float("inf")
+        grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
+        # Reading the norm waits for the device; without it one NaN would reach the weights, the EMA and a checkpoint.
+        if not torch.isfinite(grad_norm):
+            raise NonFiniteError(f"the gradient of step {batch.step} is not finite (norm {grad_norm.item()})")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(batch.step)
+        self.optimizer.step()
+        return StepResult(losses, grad_norm.detach())
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Named weights in host memory. Collective: every rank calls it."""
+        return cpu_copies(dict(self.module.named_parameters()))
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Adam's moments in host memory, `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, and `step`."""
+        moments, step = {}, torch.zeros(())
+        for name, parameter in self.module.named_parameters():
+            state = self.optimizer.state[parameter]
+            moments |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
+            step = state["step"]
+        return cpu_copies({**moments, "step": step})
+
+    def load_state(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+        """The inverse of `model_state` and `optimizer_state`. KeyError or RuntimeError if names or shapes differ."""
+        self.module.load_state_dict(model)
+        for name, parameter in self.module.named_parameters():
+            state = {m: optimizer[f"{m}.{name}"].to(parameter) for m in _MOMENTS}
+            self.optimizer.state[parameter] = {**state, "step": optimizer["step"].clone()}
+
+    def _backward(self, images: Tensor, counters: Tensor) -> Tensor:
+        """Gradient of the global batch's mean loss into .grad; passes of bounded size, one all-reduce at the last."""
+        size = self._config.train.max_images_per_pass or len(images)
+        passes = list(zip(images.split(size), counters.split(size), strict=True))
+        losses = []
+        # DDP divides the summed gradients by the number of workers.
+        weight = self._worker.world_size / self._config.train.global_batch_size
+        for number, (some_images, some_counters) in enumerate(passes, 1):
+            with nullcontext() if number == len(passes) else self._without_sync():
+                loss = self._losses(self._model, some_images, some_counters)
+                (loss.sum() * weight).backward()
+            losses.append(loss.detach())
+        return torch.cat(losses)
+
+    def _backward_slices(self, images: Tensor, counters: Tensor) -> Tensor:
+        """Each slice's mean gradient clipped to max_grad_norm, then averaged over all slices into .grad.
+
+        The authors clip on each of 8 TPU cores before the all-reduce (tpu_utils.py:164-177); a slice is their core's
+        share, here a number of images, so that the result does not depend on the hardware.
+        """
+        optim, parameters = self._config.optim, list(self.module.parameters())
+        size = optim.clip_slice_images
+        num_slices = self._config.train.global_batch_size // size
+        total = [torch.zeros_like(p) for p in parameters]
+        losses = []
+        for some_images, some_counters in zip(images.split(size), counters.split(size), strict=True):
+            self.optimizer.zero_grad(set_to_none=True)
+            losses.append(self._accumulate_slice(some_images, some_counters))
+            nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
+            torch._foreach_add_(total, [p.grad for p in parameters], alpha=1 / num_slices)
+        if self._distributed:
+            _all_reduce_sum(total)
+        for parameter, gradient in zip(parameters, total, strict=True):
+            parameter.grad = gradient
+        return torch.cat(losses)
+
+    def _accumulate_slice(self, images: Tensor, counters: Tensor) -> Tensor:
+        size = self._config.train.max_images_per_pass or len(images)
+        losses = []
+        for some_images, some_counters in zip(images.split(size), counters.split(size), strict=True):
+            loss = self._losses(self.module, some_images, some_counters)
+            (loss.sum() / len(images)).backward()
+            losses.append(loss.detach())
+        return torch.cat(losses)
+
+    def _losses(self, model: nn.Module, images: Tensor, counters: Tensor) -> Tensor:
+        bf16 = self._config.train.precision == "bf16"
+        with torch.autocast(self._worker.device.type, torch.bfloat16, enabled=bf16):
+            return self._objective.losses(model, images, counters)
+
+    def _without_sync(self) -> "nullcontext[None]":
+        return self._model.no_sync() if self._distributed else nullcontext()  # type: ignore[operator, return-value]
+
+
+def _all_reduce_sum(tensors: list[Tensor]) -> None:
+    """Sum over workers, in place, as one message."""
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

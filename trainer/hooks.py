@@ -1,0 +1,114 @@
+"""What happens besides training: metrics every so many steps, checkpoints every so many steps."""
+
+import resource
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cluster.launch import Worker
+from cluster.spool import Spool
+from data_pipeline.loader import Batch, BatchStream
+from models.ema import ExponentialMovingAverage
+from trainer.checkpoint import CheckpointStore
+from trainer.config import Config
+from trainer.engines import DdpEngine, StepResult
+from trainer.objective import Objective
+
+_NUM_QUARTILES = 4
+
+
+class MetricsHook:
+    """Averages over `train.log_every_steps` steps and all workers, spooled by rank 0."""
+
+    def __init__(
+        self,
+        config: Config,
+        worker: Worker,
+        objective: Objective,
+        engine: DdpEngine,
+        ema: ExponentialMovingAverage,
+        stream: BatchStream,
+        spool: Spool | None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """spool: given on rank 0 alone. clock: seconds."""
+        self._config, self._worker, self._objective = config, worker, objective
+        self._engine, self._ema, self._stream, self._spool, self._clock = engine, ema, stream, spool, clock
+        self._counters: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self._started, self._waited = clock(), stream.wait_seconds
+
+    def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
+        self._counters.append(batch.counters)
+        self._losses.append(result.losses)
+        if step % self._config.train.log_every_steps == 0 or step == self._config.train.num_steps:
+            values = self._loss_values() | self._speed_values(len(self._losses))
+            if self._spool is not None:
+                values["train/grad_norm"] = result.grad_norm.item()
+                values["train/learning_rate"] = self._engine.learning_rate(batch.step)
+                values["train/images_seen"] = step * self._config.train.global_batch_size
+                values["train/ema_initial_weight_share"] = self._ema.initial_weight_share
+                self._spool.metrics(values | _system_values(self._worker.device), step)
+            self._counters, self._losses = [], []
+
+    def _loss_values(self) -> dict[str, float]:
+        """Mean loss, in total and by quartile of t (as improved-diffusion logs it); one all-reduce of ten numbers."""
+        losses = torch.cat(self._losses).double()
+        t = self._objective.timesteps(torch.cat(self._counters)).to(losses.device)
+        quartile = t * _NUM_QUARTILES // self._objective.diffusion.num_timesteps
+        sums = torch.zeros(_NUM_QUARTILES, 2, dtype=torch.float64, device=losses.device)
+        sums.index_add_(0, quartile, torch.stack([losses, torch.ones_like(losses)], dim=1))
+        if self._worker.world_size > 1:
+            dist.all_reduce(sums)
+        total, count = sums.sum(dim=0).tolist()
+        by_quartile = {
+            f"train/loss_quartile_{number}": loss_sum / num
+            for number, (loss_sum, num) in enumerate(sums.tolist(), 1)
+            if num
+        }
+        return {"train/loss": total / count, **by_quartile}
+
+    def _speed_values(self, num_steps: int) -> dict[str, float]:
+        now, waited = self._clock(), self._stream.wait_seconds
+        seconds = now - self._started
+        values = {
+            "train/step_seconds": seconds / num_steps,
+            "train/images_per_second": num_steps * self._config.train.global_batch_size / seconds,
+            "train/data_wait_fraction": (waited - self._waited) / seconds,
+        }
+        self._started, self._waited = now, waited
+        return values
+
+
+class CheckpointHook:
+    """A checkpoint every `checkpoint.every_steps` steps and after the last."""
+
+    def __init__(self, config: Config, worker: Worker, engine: DdpEngine, ema: ExponentialMovingAverage,
+                 store: CheckpointStore, spool: Spool | None):  # fmt: skip
+        self._config, self._worker, self._engine, self._ema = config, worker, engine, ema
+        self._store, self._spool = store, spool
+
+    def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
+        if step % self._config.checkpoint.every_steps and step != self._config.train.num_steps:
+            return
+        if self._spool is not None:
+            started = time.perf_counter()
+            directory = self._store.save(step, self._engine, self._ema)
+            num_bytes = sum(path.stat().st_size for path in directory.iterdir())
+            seconds = time.perf_counter() - started
+            self._spool.metrics({"checkpoint/seconds": seconds, "checkpoint/bytes": num_bytes}, step)
+
+
+def _system_values(device: torch.device) -> dict[str, float]:
+    values = {
+        "system/cpu_percent": psutil.cpu_percent(),
+        "system/worker_peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "system/memory_percent": psutil.virtual_memory().percent,
+    }
+    if device.type == "cuda":
+        values["system/gpu_peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return values

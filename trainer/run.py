@@ -1,0 +1,201 @@
+"""A run as planned: everything that can be wrong is found here, before a worker is started."""
+
+import importlib.metadata
+import os
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.launch import in_ray_job
+from cluster.spool import Spool
+from cluster.storage import read_json, write_json_atomic
+from cluster.tracking import default_tracking_uri
+from data_pipeline.demo import resolve_path
+from data_pipeline.manifest import Manifest, load_manifest
+from models.config import build_model
+from trainer.config import Config, digest, flatten, semantics, to_dict
+
+_ROOT = Path(__file__).resolve().parents[1]
+_VERSIONED = ("rayddpm", "torch", "ray", "deepspeed", "mlflow", "webdataset", "torch-ema", "numpy")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config that was found possible, the data set it names, and where the run lives."""
+
+    config: Config
+    manifest: Manifest
+    directory: Path
+
+    @property
+    def semantics(self) -> dict[str, Any]:
+        return semantics(self.config, self.manifest.digest)
+
+
+def num_parameters(config: Config) -> int:
+    """Parameters of the network, counted without allocating them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(config.model).parameters())
+
+
+def summary(config: Config) -> dict[str, Any]:
+    """What --dry-run prints. The data set need not exist yet: then `dataset` says how to make it."""
+    config = _absolute(config)
+    dataset: dict[str, Any] = {"path": config.data.path, "found": False}
+    try:
+        manifest = load_manifest(resolve_path(config.data.path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        dataset["problem"] = str(error)
+    else:
+        _check_data(config, manifest)
+        dataset |= {"found": True, "num_images": manifest.num_samples, "digest": manifest.digest}
+    return {
+        "config": to_dict(config),
+        "num_parameters": num_parameters(config),
+        "num_steps": config.train.num_steps,
+        "global_batch_size": config.train.global_batch_size,
+        "dataset": dataset,
+    }
+
+
+def plan(config: Config, preset: str) -> Plan:
+    """Check `config` against the machine and the data. Raises ValueError or FileNotFoundError with one helpful line."""
+    config = _absolute(config)
+    manifest = load_manifest(resolve_path(config.data.path))
+    _check_data(config, manifest)
+    if config.workers.use_gpu and not in_ray_job() and not torch.cuda.is_available():
+        config = _without_gpu(config)
+    if not config.run.name:
+        name = f"{preset}-{digest(semantics(config, manifest.digest))[:8]}"
+        config = replace(config, run=replace(config.run, name=name))
+    if not config.run.tracking_uri:
+        uri = default_tracking_uri(Path(config.run.storage))
+        config = replace(config, run=replace(config.run, tracking_uri=uri))
+    return Plan(config, manifest, Path(config.run.storage) / config.run.name)
+
+
+def open_run(plan: Plan) -> bool:
+    """Create the run directory, or reopen it if it holds the same run. True if there is something left to train.
+
+    Raises ValueError with a diff if the directory holds a run of other semantics.
+    """
+    path = plan.directory / "run.json"
+    previous = read_json(path) if path.exists() else None
+    if previous is not None:
+        _refuse_changes(plan, previous["semantics"])
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    config = plan.config
+    run = {
+        "run": config.run.name,
+        "uid": previous["uid"] if previous else uuid.uuid4().hex,
+        "num_attempts": previous["num_attempts"] + 1 if previous else 1,
+        "created_unix_seconds": previous["created_unix_seconds"] if previous else time.time(),
+        "config": to_dict(config),
+        "semantics": plan.semantics,
+        "config_digest": digest(plan.semantics),
+        "manifest_digest": plan.manifest.digest,
+        "num_parameters": num_parameters(config),
+        "num_steps": config.train.num_steps,
+        "tracking_uri": config.run.tracking_uri,
+        "experiment": config.run.experiment,
+        "git_commit": _git_commit(),
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+    }
+    finished = plan.directory / "FINISHED.json"
+    if finished.exists() and read_json(finished)["step"] >= config.train.num_steps:
+        return False
+    finished.unlink(missing_ok=True)
+    write_json_atomic(path, run)
+    _announce(plan, run)
+    return True
+
+
+def close_run(plan: Plan, status: str) -> None:
+    """status: FINISHED, FAILED or KILLED, as MLflow names them."""
+    if status == "FINISHED":
+        write_json_atomic(plan.directory / "FINISHED.json", {"step": plan.config.train.num_steps})
+    spool = Spool(plan.directory, "run")
+    spool.status(status)
+    spool.close()
+
+
+def _announce(plan: Plan, run: dict[str, Any]) -> None:
+    """Params and tags of the run, for MLflow."""
+    spool = Spool(plan.directory, "run")
+    spool.params(flatten(plan.config) | {"num_parameters": run["num_parameters"]})
+    spool.tags(
+        {
+            "git_commit": run["git_commit"],
+            "manifest_digest": run["manifest_digest"],
+            "config_digest": run["config_digest"],
+            "num_attempts": run["num_attempts"],
+            "world_size": plan.config.workers.num_workers,
+            "strategy": "ddp",
+            "run_directory": plan.directory,
+        }
+    )
+    spool.status("RUNNING")
+    spool.close()
+
+
+def _refuse_changes(plan: Plan, previous: dict[str, Any]) -> None:
+    now = plan.semantics
+    changed = [
+        f"{name} was {previous.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(now.keys() | previous.keys())
+        if previous.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{plan.directory} holds another run ({'; '.join(changed)}): "
+            "give this one another --run.name, or the values it had"
+        )
+
+
+def _check_data(config: Config, manifest: Manifest) -> None:
+    model = config.model
+    for name, has in (("image_size", manifest.image_size), ("image_channels", manifest.image_channels)):
+        if getattr(model, name) != has:
+            raise ValueError(
+                f"model.{name} {getattr(model, name)} does not match the shards in {config.data.path}, which have "
+                f"{has}: pass --model.{name} {has} or pack the images anew"
+            )
+
+
+def _absolute(config: Config) -> Config:
+    """Paths made absolute: workers run in other folders than the command does."""
+    run = replace(config.run, storage=_absolute_path(config.run.storage, "run.storage"))
+    path = config.data.path
+    if not path.startswith("demo:") and "://" not in path:
+        path = _absolute_path(path, "data.path")
+    return replace(config, run=run, data=replace(config.data, path=path))
+
+
+def _absolute_path(path: str, name: str) -> str:
+    expanded = os.path.expanduser(path)
+    if not os.path.isabs(expanded) and in_ray_job():
+        raise ValueError(
+            f"{name} {path!r} is relative, but a Ray job runs in a temporary copy of the code: give an absolute path"
+        )
+    return os.path.abspath(expanded)
+
+
+def _without_gpu(config: Config) -> Config:
+    return replace(config, workers=replace(config.workers, use_gpu=False))
+
+
+def _git_commit() -> str:
+    """The commit the code is at, "unknown" outside a checkout (a Ray job's copy has no .git)."""
+    if commit := os.environ.get("RAYDDPM_GIT_COMMIT"):
+        return commit
+    command = ["git", "-C", str(_ROOT), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() if found.returncode == 0 else "unknown"
