@@ -195,7 +195,7 @@ def choose_process(
     check_sampler(sampler)
     if timesteps is not None:
         return diffusion.respaced(timesteps)
-    if num_sampling_steps is None or num_sampling_steps == diffusion.num_timesteps:
+    if num_sampling_steps is None or num_sampling_steps == diffusion.num_steps == diffusion.num_timesteps:
         return diffusion
     if not 1 <= num_sampling_steps <= diffusion.num_timesteps:
         raise ValueError(

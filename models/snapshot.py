@@ -96,6 +96,8 @@ def load_snapshot(path: str | Path, device: str | torch.device = "cpu") -> Snaps
     _check_tensors(tensors, model_config, str(file))
     model = build_on_meta(model_config)
     model.load_state_dict(tensors, assign=True)
+    # Up to 1.8 times faster convolutions on a CPU, and what tensor cores want.
+    model.to(memory_format=torch.channels_last)
     diffusion = GaussianDiffusion(diffusion_config)
     return Snapshot(model.eval(), diffusion, model_config, diffusion_config, record["provenance"])
 

@@ -1,0 +1,51 @@
+"""Image files in and out for the commands: grids, folders, arrays; and the progress bar."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def make_grid(images: np.ndarray, num_columns: int | None = None, margin: int = 2) -> np.ndarray:
+    """Images (N, H, W, C) uint8 side by side on white, as near to a square as can be: (H', W', C) uint8."""
+    num_images, height, width, channels = images.shape
+    columns = num_columns or math.ceil(math.sqrt(num_images))
+    rows = math.ceil(num_images / columns)
+    grid = np.full(
+        (rows * (height + margin) + margin, columns * (width + margin) + margin, channels), 255, dtype=np.uint8
+    )
+    for number, image in enumerate(images):
+        top = margin + number // columns * (height + margin)
+        left = margin + number % columns * (width + margin)
+        grid[top : top + height, left : left + width] = image
+    return grid
+
+
+def write_grid(images: np.ndarray, file: Path, num_columns: int | None = None) -> None:
+    """Write images (N, H, W, C) uint8 as one PNG; with 1 channel grey, with 3 RGB, otherwise the first channel."""
+    grid = make_grid(images, num_columns)
+    Image.fromarray(grid if grid.shape[2] == 3 else grid[..., 0]).save(file)
+
+
+@contextmanager
+def progress_bar(title: str, num_steps: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr while the block runs; call what it gives once per step."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=num_steps)
+        yield lambda: bar.advance(task)
