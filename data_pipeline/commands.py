@@ -1,0 +1,233 @@
+"""The command line over this room's functions."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data_pipeline.demo import DemoOptions, pack_demo, resolve_path
+from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.order import SampleOrder
+from data_pipeline.pack import PackOptions, TaskRunner, run_in_processes
+from data_pipeline.pack import pack as pack_source
+from data_pipeline.shards import open_dataset
+from data_pipeline.sources import open_source
+from data_pipeline.verify import verify as verify_dataset
+
+_USER_ERROR, _INTERRUPTED = 2, 130
+
+
+def pack(
+    source: str,
+    dest: str,
+    image_size: int | None = None,
+    image_channels: Literal[1, 3] | None = None,
+    encoding: Literal["auto", "png", "jpg", "npy"] = "auto",
+    jpeg_quality: int = 95,
+    keep_bytes: bool = False,
+    exact: bool = False,
+    background: int = 255,
+    samples_per_shard: int = 1000,
+    name: str = "images",
+    skip_refused: bool = False,
+    follow_links: bool = False,
+    num_processes: int | None = None,
+) -> None:
+    """Pack images into WebDataset shards with a manifest.
+
+    Each image is turned upright, cropped to its centred square and resized with an antialiased Lanczos filter.
+    The result is the same, byte for byte, on any number of processes. A killed pack goes on when started again.
+
+    Args:
+        source: folder of images
+        dest: new folder for the shards
+        image_size: side of the stored squares in pixels; needed unless the source has a fixed size
+        image_channels: 3 for RGB or 1 for grey; the source's own by default
+        encoding: png and npy are lossless; auto is png up to 64 pixels and jpg above
+        jpeg_quality: 1 to 100
+        keep_bytes: store JPEGs that already have the right size as they are, without re-encoding
+        exact: apply Lanczos to every source pixel instead of halving large images first; several times slower
+        background: grey value 0 to 255 that transparent pixels are composited over
+        samples_per_shard: source images to a shard; have several shards for each training worker
+        name: start of the shards' file names
+        skip_refused: leave out images that cannot be packed instead of failing; the report lists them
+        follow_links: pack files that links in a folder point to
+        num_processes: processes to use; all cores by default
+    """
+    options = PackOptions(
+        image_size,
+        image_channels,
+        encoding,
+        jpeg_quality,
+        keep_bytes,
+        exact,
+        background,
+        samples_per_shard,
+        name,
+        skip_refused,
+    )
+    opened = open_source(source, follow_links)
+    with _progress("packing") as told:
+        manifest = pack_source(opened, dest, options, _runner(num_processes), told)
+    _print_packed(manifest, dest)
+
+
+def demo(
+    name: Literal["digits", "faces"],
+    dest: str,
+    image_size: int | None = None,
+    num_images: int | None = None,
+    seed: int = 0,
+    num_processes: int | None = None,
+) -> None:
+    """Pack a data set that needs no download: scikit-learn's handwritten digits, or drawn faces.
+
+    Args:
+        name: digits (1797 grey images of 8 pixels) or faces (as many RGB faces as you like, up to 256 pixels)
+        dest: new folder for the shards
+        image_size: side in pixels; digits 8, faces 64 by default
+        num_images: how many; digits 1797, faces 2000 by default
+        seed: another seed draws other faces
+        num_processes: processes to use; all cores by default
+    """
+    with _progress("packing") as told:
+        manifest = pack_demo(DemoOptions(name, image_size, num_images, seed), dest, _runner(num_processes), told)
+    _print_packed(manifest, dest)
+
+
+def verify(dest: str) -> None:
+    """Check every hash, index and image of a packed data set.
+
+    Args:
+        dest: folder of the data set, or demo:NAME
+    """
+    with _progress("verifying") as told:
+        manifest = verify_dataset(resolve_path(dest), lambda done, total: told(done, total, 0))
+    print(f"ok: {manifest.num_samples} samples in {len(manifest.shards)} shards, digest {manifest.digest}")
+
+
+def order(
+    dest: str,
+    seed: int = 0,
+    global_batch_size: int = 64,
+    world_size: int = 1,
+    start_step: int = 0,
+    num_steps: int = 10,
+) -> None:
+    """Print which worker trains on which sample: one JSON line a step.
+
+    Args:
+        dest: folder of the data set, or demo:NAME
+        seed: seed of the run
+        global_batch_size: images a step over all workers
+        world_size: number of workers
+        start_step: first step to print
+        num_steps: how many steps to print
+    """
+    if num_steps < 0:
+        raise ValueError(f"num_steps must be at least 0, got {num_steps}")
+    path = resolve_path(dest)
+    manifest = load_manifest(path)
+    sample_order = SampleOrder(manifest.shard_sizes, seed, global_batch_size, manifest.digest)
+    with open_dataset(path) as dataset:
+        for step in range(start_step, start_step + num_steps):
+            drawn = [sample_order.samples(sample_order.counters(step, rank, world_size)) for rank in range(world_size)]
+            ranks = [[dataset.key(int(index)) for index in samples] for samples in drawn]
+            print(json.dumps({"step": step, "ranks": ranks}))
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {"pack": pack, "demo": demo, "verify": verify, "order": order}
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 done, 2 the user's error, 130 interrupted."""
+    try:
+        parsed = _parser().parse_args(arguments)
+        values = dict(vars(parsed[parsed.subcommand]))
+        _COMMANDS[parsed.subcommand](**values)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("interrupted; the same command again goes on from here", file=sys.stderr)
+        return _INTERRUPTED
+    except (ValueError, OSError, ArgumentError) as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        return _USER_ERROR
+    return 0
+
+
+class _Parser(ArgumentParser):
+    """Options are spelled with dashes, underscores are understood too, and switches need no value."""
+
+    def add_argument(self, *names: str, **settings: Any) -> Any:
+        if len(names) == 1 and names[0].startswith("--") and "_" in names[0]:
+            names = (names[0].replace("_", "-"), names[0])
+        if settings.get("type") is bool:
+            del settings["type"]
+            settings["action"] = ActionYesNo(no_prefix="no-")
+            names = names[:1]
+        return super().add_argument(*names, **settings)
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(
+        prog="python -m data_pipeline",
+        description="Pack images into verified shards, and look at the order in which they are trained on.",
+        exit_on_error=False,
+    )
+    commands = parser.add_subcommands(dest="subcommand")
+    for name, function in _COMMANDS.items():
+        text = (function.__doc__ or "").split("\n    Args:")[0]
+        command = _Parser(description=" ".join(text.split()), exit_on_error=False)
+        command.add_function_arguments(function, as_positional=True)
+        commands.add_subcommand(name, command, help=text.strip().split("\n")[0])
+    return parser
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _runner(num_processes: int | None) -> TaskRunner:
+    if num_processes is not None and num_processes < 1:
+        raise ValueError(f"num_processes must be at least 1, got {num_processes}")
+    return run_in_processes(num_processes or len(os.sched_getaffinity(0)))
+
+
+def _print_packed(manifest: Manifest, dest: str) -> None:
+    size, channels = manifest.image_size, "RGB" if manifest.image_channels == 3 else "grey"
+    print(
+        f"packed {manifest.num_samples} {channels} images of {size}x{size} into {len(manifest.shards)} shards in {dest}"
+    )
+    print(f"digest {manifest.digest}")
+    print(f"see {dest}/report.json and {dest}/preview.png")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
+    """A bar on stderr with rate and remaining time; a function to tell it (done, total, refused)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]} images/s, {task.fields[refused]} refused, remaining"),
+        TimeRemainingColumn(),
+    )
+    started = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None, rate="-", refused=0, visible=False)
+
+        def told(done: int, total: int, refused: int) -> None:
+            rate = f"{done / max(time.monotonic() - started, 1e-6):.0f}"
+            bar.update(task, completed=done, total=total, rate=rate, refused=refused, visible=True)
+
+        yield told

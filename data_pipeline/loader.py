@@ -1,0 +1,170 @@
+"""Batches of images for one worker, decoded ahead of need by threads.
+
+Threads, not processes: libjpeg-turbo and zlib let go of the interpreter lock, and threads decode straight into the
+batch without a copy between processes.
+"""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.order import SampleOrder
+from data_pipeline.shards import Dataset
+
+_PLANNED_SAMPLES = 2048
+"""Samples whose order is computed in one go: numpy's cost is a call's, not an element's"""
+_MIN_STEPS_AHEAD = 8
+"""Steps whose shards are known, and fetched, before they are decoded"""
+_NUM_SLICES_PER_THREAD = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A worker's share of one step."""
+
+    step: int
+    """The step these images are for: the number of optimiser updates before it"""
+    counters: torch.Tensor
+    """(b,) int64, the sample counters: they decide flip, timestep and noise"""
+    images: torch.Tensor
+    """(b, C, H, W) uint8, on the CPU"""
+
+
+@dataclass
+class _Pending:
+    step: int
+    counters: np.ndarray
+    buffer: torch.Tensor
+    slices: list["Future[None]"]
+
+
+class BatchStream:
+    """An endless iterator of batches from `start_step` on; the same for any number of threads and prefetched batches.
+
+    An error in a thread, such as DamagedDataError, is raised by the next() that would have returned the batch.
+    Close it, or use it as a context manager: it owns threads.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: SampleOrder,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        num_threads: int = 2,
+        num_prefetch_batches: int = 4,
+        pin_memory: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        """rank, world_size: whose share of each step. num_prefetch_batches: decoded ahead, at least 1.
+
+        pin_memory: page-locked batches, for asynchronous copies to a GPU. channels_last: images keep the strides
+        that decoding gives them (torch.channels_last), which saves a copy; the values are the same.
+        Raises ValueError if the order was made for another data set or a number is out of range.
+        """
+        if (order.digest, order.num_samples) != (dataset.manifest.digest, len(dataset)):
+            raise ValueError(
+                f"the order is that of data set {order.digest[:12]} with {order.num_samples} samples, "
+                f"the data set is {dataset.manifest.digest[:12]} with {len(dataset)}"
+            )
+        if num_threads < 1 or num_prefetch_batches < 1:
+            raise ValueError(
+                f"num_threads and num_prefetch_batches must be at least 1, got {num_threads}, {num_prefetch_batches}"
+            )
+        order.counters(start_step, rank, world_size)  # refuses a bad rank, world or step now, not in the first next()
+        self.wait_seconds = 0.0
+        """Total time that next() has waited for a batch"""
+        self._dataset, self._order = dataset, order
+        self._rank, self._world_size = rank, world_size
+        self._pin_memory, self._channels_last = pin_memory, channels_last
+        self._next_step = self._planned_to = start_step
+        self._plan: deque[tuple[np.ndarray, np.ndarray]] = deque()
+        self._pending: deque[_Pending] = deque()
+        self._num_prefetch_batches = num_prefetch_batches
+        self._num_slices = num_threads * _NUM_SLICES_PER_THREAD
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        self._closed = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._closed:
+            raise ValueError("this stream is closed; open another at the step to go on from")
+        started = time.perf_counter()
+        while len(self._pending) < self._num_prefetch_batches:
+            self._submit()
+        pending = self._pending.popleft()
+        try:
+            for part in pending.slices:
+                part.result()
+        except BaseException:
+            # A stream that went on after a lost batch would train on fewer samples.
+            self.close()
+            raise
+        self.wait_seconds += time.perf_counter() - started
+        self._submit()
+        return Batch(pending.step, torch.from_numpy(pending.counters), pending.buffer)
+
+    def close(self) -> None:
+        """Stop decoding and wait for the threads to end; a second call does nothing."""
+        self._closed = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pending.clear()
+
+    def __enter__(self) -> "BatchStream":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _submit(self) -> None:
+        """Start to decode the next step's batch."""
+        if len(self._plan) <= _MIN_STEPS_AHEAD:
+            self._extend_plan()
+        counters, samples = self._plan.popleft()
+        buffer = self._empty_batch(len(samples))
+        bounds = np.linspace(0, len(samples), min(self._num_slices, len(samples)) + 1).astype(int)
+        slices = [
+            self._pool.submit(self._decode, samples[begin:end], buffer[begin:end])
+            for begin, end in itertools.pairwise(bounds)
+        ]
+        self._pending.append(_Pending(self._next_step, counters, buffer, slices))
+        self._next_step += 1
+
+    def _extend_plan(self) -> None:
+        """Which samples the next steps need; their shards begin to be fetched."""
+        num_steps = _MIN_STEPS_AHEAD + _PLANNED_SAMPLES * self._world_size // self._order.global_batch_size
+        steps = range(self._planned_to, self._planned_to + num_steps)
+        counters = [self._order.counters(step, self._rank, self._world_size) for step in steps]
+        samples = self._order.samples(np.stack(counters))
+        self._plan.extend(zip(counters, samples, strict=True))
+        self._planned_to = steps.stop
+        shards, first_use = np.unique(self._dataset.shards_of(samples), return_index=True)
+        self._dataset.prefetch(shards[np.argsort(first_use)])
+
+    def _decode(self, samples: np.ndarray, out: torch.Tensor) -> None:
+        """out: (k, C, H, W) uint8, a part of a batch."""
+        pixels = out.permute(0, 2, 3, 1).numpy()
+        if self._channels_last:
+            for sample, image in zip(samples, pixels, strict=True):
+                self._dataset.read_into(int(sample), image)
+            return
+        scratch = np.empty(self._dataset.image_shape, dtype=np.uint8)
+        for sample, image in zip(samples, pixels, strict=True):
+            self._dataset.read_into(int(sample), scratch)
+            image[...] = scratch
+
+    def _empty_batch(self, num_images: int) -> torch.Tensor:
+        height, width, channels = self._dataset.image_shape
+        layout = torch.channels_last if self._channels_last else torch.contiguous_format
+        shape = (num_images, channels, height, width)
+        return torch.empty(shape, dtype=torch.uint8, memory_format=layout, pin_memory=self._pin_memory)

@@ -1,0 +1,101 @@
+"""A small canvas for smooth drawings: shapes given in face coordinates, turned, shifted and antialiased."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+Color = tuple[int, int, int]
+Point = tuple[float, float]
+
+
+class Painter:
+    """Draws on a square RGB picture. In its coordinates (0, 0) is the middle, 1 is half the picture, y points down.
+
+    Sharp shapes are drawn larger than the result and shrunk; soft ones are blurred masks, drawn coarsely to be quick.
+    """
+
+    def __init__(self, size: int, roll: float = 0.0, scale: float = 1.0, shift: Point = (0.0, 0.0)) -> None:
+        """size: side of the result, pixels. roll: rotation of what is drawn, radians. shift: of its middle."""
+        self._size = size
+        self._canvas = size * (4 if size <= 64 else 2)
+        self._soft_divisor = max(1, self._canvas // 128)
+        self._cos, self._sin, self._scale, self._shift = math.cos(roll), math.sin(roll), scale, shift
+        self.image = Image.new("RGB", (self._canvas, self._canvas))
+        self._draw = ImageDraw.Draw(self.image)
+
+    def fill(self, pixels: np.ndarray) -> None:
+        """Cover the picture with a small (h, w, 3) uint8 array, enlarged smoothly."""
+        background = Image.fromarray(pixels).resize(self.image.size, Image.Resampling.BICUBIC)
+        self.image.paste(background)
+
+    def shape(self, points: Sequence[Point], color: Color) -> None:
+        """A filled polygon."""
+        self._draw.polygon(self._pixels(points, self._canvas), fill=color)
+
+    def line(self, points: Sequence[Point], color: Color, width: float) -> None:
+        """A line with round joints; width in face coordinates."""
+        pixels = max(1, round(width * self._scale * self._canvas / 2))
+        self._draw.line(self._pixels(points, self._canvas), fill=color, width=pixels, joint="curve")
+
+    def soft(
+        self,
+        points: Sequence[Point],
+        color: Color,
+        opacity: float,
+        blur: float,
+        inside: Sequence[Point] | None = None,
+    ) -> None:
+        """A polygon with blurred edges, see-through by 1 - opacity, cut to the outline `inside` if one is given."""
+        coarse = self._canvas // self._soft_divisor
+        mask = Image.new("L", (coarse, coarse))
+        ImageDraw.Draw(mask).polygon(self._pixels(points, coarse), fill=round(255 * opacity))
+        mask = mask.filter(ImageFilter.GaussianBlur(blur * self._scale * coarse / 2))
+        mask = mask.resize(self.image.size, Image.Resampling.BILINEAR)
+        if inside is not None:
+            window = Image.new("L", self.image.size)
+            ImageDraw.Draw(window).polygon(self._pixels(inside, self._canvas), fill=255)
+            empty = Image.new("L", self.image.size)
+            mask = Image.composite(mask, empty, window)
+        self.image.paste(color, (0, 0), mask)
+
+    def result(self) -> np.ndarray:
+        """(size, size, 3) uint8."""
+        return np.asarray(self.image.resize((self._size, self._size), Image.Resampling.BOX))
+
+    def _pixels(self, points: Sequence[Point], side: int) -> list[Point]:
+        turned = (
+            (
+                (x * self._cos - y * self._sin) * self._scale + self._shift[0],
+                (x * self._sin + y * self._cos) * self._scale + self._shift[1],
+            )
+            for x, y in points
+        )
+        return [((x + 1) * side / 2, (y + 1) * side / 2) for x, y in turned]
+
+
+def ellipse(center: Point, width: float, height: float, start: float = 0.0, stop: float = 360.0) -> list[Point]:
+    """Points of an ellipse with these half-axes, or of a part of it; angles in degrees, clockwise from the right."""
+    angles = np.radians(np.linspace(start, stop, 48))
+    return [(center[0] + width * math.cos(a), center[1] + height * math.sin(a)) for a in angles]
+
+
+def smooth(corners: Sequence[Point], points_per_corner: int = 10) -> list[Point]:
+    """A closed curve through the corners (Catmull-Rom)."""
+    ring = np.array(corners)
+    before, after, beyond = np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0), np.roll(ring, -2, axis=0)
+    t = np.linspace(0, 1, points_per_corner, endpoint=False)[None, :, None]
+    curve = 0.5 * (
+        2 * ring[:, None]
+        + (after - before)[:, None] * t
+        + (2 * before - 5 * ring + 4 * after - beyond)[:, None] * t**2
+        + (3 * ring - before - 3 * after + beyond)[:, None] * t**3
+    )
+    return [(float(x), float(y)) for x, y in curve.reshape(-1, 2)]
+
+
+def mixed(a: Color, b: Color, share_of_b: float) -> Color:
+    """A colour between two."""
+    red, green, blue = (round(x + (y - x) * share_of_b) for x, y in zip(a, b, strict=True))
+    return (red, green, blue)
