@@ -1,0 +1,138 @@
+"""The door of evaluation: quality numbers for checkpoints, beside the training or after it."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Literal
+
+from eval.command_line import Command, run_command
+from eval.protocol import parse_protocol
+from eval.settings import EvaluationSettings
+
+DEFAULT_PROTOCOL = "fd_efficientnet_lite0_5k"
+_DEFAULTS = EvaluationSettings()
+
+
+def run(
+    run_directory: Path,
+    protocol: str = DEFAULT_PROTOCOL,
+    checkpoint: int | None = None,
+    settings: EvaluationSettings = _DEFAULTS,
+) -> int:
+    """Evaluate one checkpoint of a run and print its number.
+
+    Args:
+        run_directory: folder of the run, with its run.json
+        protocol: what is measured, for example fid_clean_50k or fd_efficientnet_lite0_512_ddim25
+        checkpoint: step of the checkpoint; the newest if not given
+    """
+    from eval.backlog import Selection, jobs_of_run
+    from eval.results import DONE
+    from eval.runner import Runner
+    from eval.service import describe_result
+
+    _check_run(run_directory)
+    settings.torch_device()
+    jobs = jobs_of_run(run_directory.resolve(), [parse_protocol(protocol)], Selection())
+    wanted = [job for job in jobs if checkpoint in (None, job.step)]
+    if not wanted:
+        known = ", ".join(str(step) for step in sorted({job.step for job in jobs})) or "none"
+        which = "no complete checkpoint" if checkpoint is None else f"no complete checkpoint at step {checkpoint}"
+        raise FileNotFoundError(f"{run_directory} has {which}; there are: {known}")
+    job = wanted[0]
+    result = Runner(settings).run(job)
+    if result is None:
+        raise ValueError(f"step {job.step} is being evaluated by another process; wait for it or stop it")
+    print(describe_result(job, result))
+    print(job.result_path)
+    return 0 if result["status"] == DONE else 1
+
+
+def serve(
+    storage: Path,
+    run: str | None = None,
+    protocol: list[str] = [DEFAULT_PROTOCOL],  # noqa: B006 (read only)
+    every_steps: int = 1,
+    order: Literal["newest", "oldest"] = "newest",
+    once: bool = False,
+    until_finished: bool = False,
+    poll_seconds: float = 2.0,
+    settings: EvaluationSettings = _DEFAULTS,
+) -> int:
+    """Evaluate the checkpoints of every run below a storage folder, as they come.
+
+    Args:
+        storage: folder that holds the runs
+        run: name of the one run to look after; every run of the folder if not given
+        protocol: what is measured; give the option again for each further protocol
+        every_steps: evaluate checkpoints whose step is a multiple of this, and each run's last
+        order: newest checkpoint first, or oldest
+        once: evaluate what is there and end (for external schedulers)
+        until_finished: end when every run has finished and nothing is left to evaluate
+        poll_seconds: pause between two looks at the folder
+    """
+    from eval.backlog import Selection
+    from eval.runner import Runner
+    from eval.service import Service
+
+    settings.torch_device()
+    protocols = [parse_protocol(name) for name in protocol]
+    selection = Selection(every_steps, order=order)
+    _log_to_stdout()
+    stop = _stop_on_signals()
+    runner = Runner(settings, stop_requested=stop.is_set)
+    service = Service(storage.resolve(), protocols, selection, runner, run, poll_seconds, stop)
+    if once:
+        service.run_once()
+    else:
+        service.run(until_finished)
+    return 0
+
+
+def report(run_directories: list[Path], output: Path = Path("report.html")) -> None:
+    """Write a self-contained HTML report of one run or a comparison of several, and its data as JSON beside it.
+
+    Args:
+        run_directories: folders of the runs
+        output: the HTML file; the JSON gets the same name with .json
+    """
+    from eval.report import write_report
+
+    for directory in run_directories:
+        _check_run(directory)
+    write_report([directory.resolve() for directory in run_directories], output)
+    print(output)
+
+
+def _check_run(run_directory: Path) -> None:
+    if not (run_directory / "run.json").is_file():
+        raise FileNotFoundError(f"{run_directory} holds no run.json; give the folder of a run")
+
+
+def _log_to_stdout() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+
+def _stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set: the evaluation in progress ends at its next block and can be resumed."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+COMMANDS: dict[str, Command] = {"run": run, "serve": serve, "report": report}
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code: 0 done, 1 an evaluation did not end in a number, 2 a user's error."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    return run_command(COMMANDS, arguments, "python -m eval", __doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

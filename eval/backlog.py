@@ -1,0 +1,102 @@
+"""The queue: complete checkpoints x protocols, less the results that are there. Nothing else is stored, so nothing
+can go out of step: a restart, a second evaluator or a lost message changes nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.storage import complete_directories, read_json
+from eval.protocol import Protocol
+from eval.results import DONE, FAILED, SKIPPED, checkpoint_step, read_result, result_path
+
+Order = Literal["newest", "oldest"]
+MAX_ATTEMPTS = 3
+"""A checkpoint that fails, or kills its evaluator, this often is recorded as failed and left."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation to be made."""
+
+    run_directory: Path
+    checkpoint: Path
+    step: int
+    protocol: Protocol
+    """Bound to the run's data set."""
+
+    @property
+    def result_path(self) -> Path:
+        return result_path(self.run_directory, self.checkpoint.name, self.protocol)
+
+    @property
+    def claim_path(self) -> Path:
+        return self.result_path.with_suffix(".claim")
+
+    @property
+    def work_folder(self) -> Path:
+        """Finished blocks of an evaluation in progress."""
+        return self.result_path.with_name(f".work-{self.protocol.digest}")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which checkpoints are wanted."""
+
+    every_steps: int = 1
+    """Checkpoints whose step is a multiple of this, and always the run's last."""
+    retry_seconds: float = 60.0
+    """A blocked or failed evaluation is tried again after this long."""
+    order: Order = "newest"
+    """newest first keeps up with a training that is faster than its evaluation."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"every_steps={self.every_steps}: at least 1 is needed")
+        if self.order not in ("newest", "oldest"):
+            raise ValueError(f"order={self.order!r}: allowed are newest, oldest")
+
+
+def find_runs(storage: Path, name: str | None = None) -> list[Path]:
+    """Run directories of a storage folder, by name; only the one called `name` if given. May be empty: none yet."""
+    found = storage.glob("*/run.json") if name is None else [storage / name / "run.json"]
+    return sorted(path.parent for path in found if path.is_file())
+
+
+def is_finished(run_directory: Path) -> bool:
+    return (run_directory / "FINISHED.json").exists()
+
+
+def jobs_of_run(run_directory: Path, protocols: Sequence[Protocol], selection: Selection) -> list[Job]:
+    """Every wanted evaluation of a run, done or not, in the order in which they should be made."""
+    run = read_json(run_directory / "run.json")
+    jobs = []
+    for checkpoint in complete_directories(run_directory / "checkpoints"):
+        step = checkpoint_step(checkpoint.name)
+        if step % selection.every_steps == 0 or step == run.get("num_steps"):
+            for protocol in protocols:
+                jobs.append(Job(run_directory, checkpoint, step, protocol.bind(run["manifest_digest"])))
+    return sorted(jobs, key=lambda job: job.step, reverse=selection.order == "newest")
+
+
+def pending_jobs(jobs: Iterable[Job], selection: Selection, now_seconds: float) -> list[Job]:
+    """Jobs to work on now: those without a result, and blocked or failed ones whose time has come."""
+    return [job for job in jobs if is_due(read_result(job.result_path), selection.retry_seconds, now_seconds)]
+
+
+def is_due(result: dict[str, Any] | None, retry_seconds: float, now_seconds: float) -> bool:
+    """Whether an evaluation with this result so far should be tried (again) at `now_seconds` (unix time)."""
+    if result is None:
+        return True
+    if is_final(result):
+        return False
+    return now_seconds - float(result.get("time", 0.0)) >= retry_seconds
+
+
+def is_final(result: dict[str, Any]) -> bool:
+    """Done, skipped, or failed too often."""
+    status = result.get("status")
+    if status == FAILED:
+        return int(result.get("attempts", 1)) >= MAX_ATTEMPTS
+    return status in (DONE, SKIPPED)

@@ -1,0 +1,77 @@
+"""How far a number would move had other samples been drawn: a bootstrap over the sampled images.
+
+A resampled Fréchet distance is biased upwards (it repeats images), so the spread of the replicates is used, not their
+position: value +- 1.96 standard errors. The reference is taken as given.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.statistics import FeatureStatistics, covariance_factor
+
+_NORMAL_95 = 1.959963984540054
+
+
+def frechet_interval(
+    features: np.ndarray, reference: FeatureStatistics, value: float, num_replicates: int, seed: int
+) -> dict[str, Any] | None:
+    """95 % interval of a Fréchet distance. features: (N, D) of the samples."""
+    return _interval(value, num_replicates, seed, len(features), frechet_resampler(features, reference))
+
+
+def mean_interval(values: np.ndarray, value: float, num_replicates: int, seed: int) -> dict[str, Any] | None:
+    """95 % interval of a mean over images. values: (N,)."""
+    return _interval(value, num_replicates, seed, len(values), lambda counts: float(counts @ values / counts.sum()))
+
+
+def _interval(
+    value: float, num_replicates: int, seed: int, num_images: int, distance: Callable[[np.ndarray], float]
+) -> dict[str, Any] | None:
+    if num_replicates < 2:
+        return None
+    random = np.random.default_rng([seed, num_images])
+    replicates = [distance(_resample(random, num_images)) for _ in range(num_replicates)]
+    error = float(np.std(replicates, ddof=1))
+    return {
+        "low": value - _NORMAL_95 * error,
+        "high": value + _NORMAL_95 * error,
+        "level": 0.95,
+        "standard_error": error,
+        "num_replicates": num_replicates,
+        "method": "bootstrap over sampled images, normal approximation",
+    }
+
+
+def _resample(random: np.random.Generator, num_images: int) -> np.ndarray:
+    """How often each image is drawn in one bootstrap sample: (N,) float64, summing to N."""
+    return np.bincount(random.integers(num_images, size=num_images), minlength=num_images).astype(np.float64)
+
+
+def frechet_resampler(features: np.ndarray, reference: FeatureStatistics) -> Callable[[np.ndarray], float]:
+    """A function from resampling counts (N,) to the Fréchet distance of that resample to the reference.
+
+    Everything that does not depend on the counts is done once. Fewer images than the reference has directions: the
+    eigenvalues are taken of an (N, N) matrix; more: of an (r, r) one.
+    """
+    rows = torch.from_numpy(np.asarray(features, np.float64)) - torch.from_numpy(reference.mean)
+    projected = rows @ torch.from_numpy(covariance_factor(reference.covariance))
+    squares = rows.square().sum(1)
+    reference_trace = float(np.trace(reference.covariance))
+
+    def distance(counts: np.ndarray) -> float:
+        weights = torch.from_numpy(counts)
+        total = weights.sum()
+        shift = weights @ rows / total
+        trace = (weights @ squares - total * shift.square().sum()) / (total - 1)
+        drawn = weights > 0
+        # sqrt(count) copies of an image weigh in its outer product as `count` images would.
+        centred = projected[drawn] - weights @ projected / total
+        scaled = centred * (weights[drawn].sqrt() / (total - 1).sqrt())[:, None]
+        inner = scaled @ scaled.T if len(scaled) < scaled.shape[1] else scaled.T @ scaled
+        root = torch.linalg.eigvalsh(inner).clamp(min=0).sqrt().sum()
+        return float(shift.square().sum() + trace + reference_trace - 2 * root)
+
+    return distance

@@ -1,0 +1,106 @@
+"""Statistics of the reference images, streamed from the shards once and cached beside the runs.
+
+The cache is keyed by everything that defines them: the data set's manifest digest, the extractor's weights, the resize
+mode, the precision. Features themselves are kept too, for the metrics that compare images one by one.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol as Interface
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.features import FeatureExtractor
+from eval.protocol import Protocol
+from eval.statistics import FeatureStatistics
+
+MAX_REFERENCE_FEATURES = 50_000
+"""Kernel distance and precision/recall look at no more reference images than this: evenly spaced ones."""
+_BATCH_IMAGES = 64
+
+
+class ImageSource(Interface):
+    """What the reference needs of a data set; data_pipeline's Dataset is one."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 (H, W, C)."""
+        ...
+
+
+OpenImages = Callable[[], ImageSource]
+"""Called only if what is asked for is not cached."""
+
+
+@dataclass(frozen=True)
+class ReferenceCache:
+    """Reference statistics below one folder, shared by all runs and evaluators of a storage."""
+
+    folder: Path
+
+    def statistics(
+        self, protocol: Protocol, open_images: OpenImages, extractor: FeatureExtractor, beat: Callable[[], None]
+    ) -> FeatureStatistics:
+        """Statistics of every image of the data set; `beat` is called while it takes long (it renews a claim)."""
+        path = self._path(protocol, "statistics")
+        if not path.exists():
+            images = open_images()
+            statistics = FeatureStatistics.empty(extractor.dimension)
+            for batch in image_batches(images, range(len(images))):
+                statistics.update(extractor(batch))
+                beat()
+            self._store(path, lambda temporary: statistics.save(temporary))
+        # Always what was stored: the first evaluation and the next see the same bits.
+        return FeatureStatistics.load(path)
+
+    def features(
+        self, protocol: Protocol, open_images: OpenImages, extractor: FeatureExtractor, beat: Callable[[], None]
+    ) -> np.ndarray:
+        """Features (num_images, D) float32 of at most MAX_REFERENCE_FEATURES images, evenly spaced."""
+        path = self._path(protocol, "features")
+        if not path.exists():
+            images = open_images()
+            num_kept = min(len(images), MAX_REFERENCE_FEATURES)
+            kept = [index * len(images) // num_kept for index in range(num_kept)]
+            rows = []
+            for batch in image_batches(images, kept):
+                rows.append(extractor(batch).to(torch.float32).numpy())
+                beat()
+            self._store(path, lambda temporary: _save_features(temporary, np.concatenate(rows)))
+        with np.load(path, allow_pickle=False) as data:
+            return np.asarray(data["features"])
+
+    def _path(self, protocol: Protocol, kind: str) -> Path:
+        if protocol.reference_digest is None:
+            raise ValueError(f"protocol {protocol.name} is not bound to a data set; call bind(manifest_digest) first")
+        key = [protocol.reference_digest[:16], protocol.extractor, protocol.extractor_sha256[:16], protocol.resize]
+        if protocol.precision != "float32":
+            key.append(protocol.precision)
+        return self.folder / f"{'-'.join(key)}-v{protocol.version}.{kind}.npz"
+
+    def _store(self, path: Path, write: Callable[[Path], None]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def image_batches(images: ImageSource, indices: range | list[int]) -> Iterator[Tensor]:
+    """uint8 (B, C, H, W) batches of the images at `indices`, in that order."""
+    for start in range(0, len(indices), _BATCH_IMAGES):
+        chosen = indices[start : start + _BATCH_IMAGES]
+        yield torch.from_numpy(np.stack([images.read(index) for index in chosen])).permute(0, 3, 1, 2).contiguous()
+
+
+def _save_features(path: Path, features: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, features=features)

@@ -1,0 +1,65 @@
+"""Results on disk: evals/<checkpoint>/<protocol digest>.json, written once, whole or not at all, and read back."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.storage import read_json, write_json_atomic
+from eval.protocol import Protocol
+
+DONE, BLOCKED, FAILED, SKIPPED = "done", "blocked", "failed", "skipped"
+_REPORTED_PACKAGES = ("torch", "numpy", "pillow", "torchvision", "efficientnet-lite-pytorch", "rayddpm")
+
+
+def evaluation_folder(run_directory: Path, checkpoint_name: str) -> Path:
+    return run_directory / "evals" / checkpoint_name
+
+
+def result_path(run_directory: Path, checkpoint_name: str, protocol: Protocol) -> Path:
+    return evaluation_folder(run_directory, checkpoint_name) / f"{protocol.digest}.json"
+
+
+def grid_path(run_directory: Path, checkpoint_name: str, protocol: Protocol) -> Path:
+    return evaluation_folder(run_directory, checkpoint_name) / f"{protocol.digest}.grid.png"
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """The result, or None if there is none yet. A file that is not JSON counts as none: it is written again."""
+    try:
+        return read_json(path)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, result)
+
+
+def all_results(run_directory: Path) -> Iterator[dict[str, Any]]:
+    """Every result of a run, by checkpoint (oldest first), then protocol digest."""
+    for path in sorted((run_directory / "evals").glob("*/*.json")):
+        result = read_result(path)
+        if result is not None and "protocol" in result:
+            yield result
+
+
+def checkpoint_step(name: str) -> int:
+    """The step of a checkpoint named step-<step>-<attempt>. Raises ValueError for another name."""
+    parts = name.split("-")
+    if len(parts) < 2 or parts[0] != "step" or not parts[1].isdigit():
+        raise ValueError(f"checkpoint {name!r} is not named step-<number>-<attempt>")
+    return int(parts[1])
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what a number may depend on."""
+    versions = {"python": platform.python_version()}
+    for package in _REPORTED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,154 @@
+"""Works on one job: claim it, evaluate, write the result first, then log it; whatever happens is recorded."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.storage import read_json
+from cluster.tracking import Spool, Uploader
+from data_pipeline.shards import open_dataset
+from eval.backlog import MAX_ATTEMPTS, Job, is_final
+from eval.claims import Claim, holding
+from eval.errors import BlockedError, LostClaimError
+from eval.evaluation import Evaluation, RunBlocks, discard_work, evaluate, run_here
+from eval.grids import make_grid, write_png
+from eval.reference import ImageSource, ReferenceCache
+from eval.results import BLOCKED, DONE, FAILED, SKIPPED, grid_path, read_result, write_result
+from eval.settings import EvaluationSettings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What every job of an evaluator shares."""
+
+    settings: EvaluationSettings
+    run_blocks: RunBlocks = run_here
+    clock: Callable[[], float] = time.time
+    stop_requested: Callable[[], bool] = field(default=lambda: False)
+
+    def run(self, job: Job) -> dict[str, Any] | None:
+        """The job's result, or None if another evaluator has it or a stop was requested in the middle.
+
+        Errors of one checkpoint end in its result file, not in the evaluator.
+        """
+        with holding(job.claim_path) as claim:
+            if claim is None:
+                return None
+            known = read_result(job.result_path)
+            if known is not None and is_final(known):
+                return known
+            attempts = max(int((known or {}).get("attempts", 0)) + 1, claim.attempt)
+            try:
+                result = self._evaluate(job, claim, attempts)
+            except (LostClaimError, StopRequestedError):
+                return None
+            write_result(job.result_path, result)
+            if result["status"] == DONE:
+                discard_work(self._evaluation(job))
+                _spool_result(job, result)
+        upload(job.run_directory)
+        return result
+
+    def _evaluate(self, job: Job, claim: Claim, attempts: int) -> dict[str, Any]:
+        def beat() -> None:
+            claim.check()
+            if self.stop_requested():
+                raise StopRequestedError
+
+        if attempts > MAX_ATTEMPTS:
+            reason = f"{MAX_ATTEMPTS} evaluators died or failed on it; delete the result file to try again"
+            return self._record(job, FAILED, reason, attempts)
+        try:
+            result, preview = evaluate(self._evaluation(job), self.run_blocks, beat)
+        except BlockedError as error:
+            return self._record(job, BLOCKED, str(error), attempts=0)
+        except (ValueError, OSError, RuntimeError) as error:
+            if not job.checkpoint.exists():
+                return self._record(job, SKIPPED, "the checkpoint was deleted before it was evaluated", attempts)
+            _log.debug("evaluation of %s failed", job.checkpoint, exc_info=True)
+            return self._record(job, FAILED, f"{type(error).__name__}: {error}", attempts)
+        claim.check()
+        write_png(grid_path(job.run_directory, job.checkpoint.name, job.protocol), make_grid(preview))
+        return {**result, **self._record(job, DONE, "", attempts)}
+
+    def _record(self, job: Job, status: str, reason: str, attempts: int) -> dict[str, Any]:
+        return {
+            "status": status,
+            "reason": reason,
+            "attempts": attempts,
+            "time": self.clock(),
+            "evaluator": f"{socket.gethostname()}:{os.getpid()}",
+            "checkpoint": job.checkpoint.name,
+            "step": job.step,
+            "protocol": job.protocol.describe(),
+        }
+
+    def _evaluation(self, job: Job) -> Evaluation:
+        return Evaluation(
+            job.checkpoint,
+            job.protocol,
+            job.work_folder,
+            ReferenceCache(job.run_directory.parent / "reference-statistics"),
+            lambda: open_images(job.run_directory),
+            self.settings,
+        )
+
+
+class StopRequestedError(Exception):
+    """The evaluator was asked to stop; finished blocks stay for the next one."""
+
+
+def record_skip(job: Job, reason: str, clock: Callable[[], float] = time.time) -> None:
+    """Write down that a job will not be done, and why."""
+    runner = Runner(EvaluationSettings(), clock=clock)
+    write_result(job.result_path, runner._record(job, SKIPPED, reason, attempts=0))
+
+
+def open_images(run_directory: Path) -> ImageSource:
+    """The run's data set. Raises ValueError if it is no longer the one the run was trained on."""
+    from data_pipeline.demo import resolve_path
+
+    run = read_json(run_directory / "run.json")
+    path = run["config"]["data"]["path"]
+    dataset = open_dataset(resolve_path(path))
+    if dataset.manifest.digest != run["manifest_digest"]:
+        raise ValueError(
+            f"data set {path} has digest {dataset.manifest.digest[:12]}, the run was trained on one of digest "
+            f"{run['manifest_digest'][:12]}; put the original data back"
+        )
+    return dataset
+
+
+def upload(run_directory: Path) -> None:
+    """Send the spool to MLflow; an MLflow that is away costs a warning, the points stay in the spool."""
+    try:
+        Uploader(run_directory).drain()
+    except Exception as error:  # noqa: BLE001 (MLflow, its HTTP and its SQL layers raise unrelated types)
+        _log.warning("MLflow is away, the result is kept and sent later: %s", str(error).partition("\n")[0])
+
+
+def metric_values(result: dict[str, Any]) -> dict[str, float]:
+    """MLflow metrics of a done result: eval/<protocol name>, with the parts of two-sided metrics below it."""
+    name = f"eval/{result['protocol']['name']}"
+    if result["protocol"]["metric"] == "precision_recall":
+        return {f"{name}/{part}": value for part, value in result["values"].items()}
+    values = {name: result["value"]}
+    if result.get("interval"):
+        values[f"{name}/standard_error"] = result["interval"]["standard_error"]
+    return values
+
+
+def _spool_result(job: Job, result: dict[str, Any]) -> None:
+    # One writer per evaluation: several evaluators never share a file, and points may come in any order of steps.
+    spool = Spool(job.run_directory, f"eval-{job.checkpoint.name}-{job.protocol.digest[:12]}")
+    spool.metrics(metric_values(result), job.step)
+    spool.artifact(grid_path(job.run_directory, job.checkpoint.name, job.protocol), f"samples/step-{job.step:08d}")
+    spool.artifact(job.result_path, "evaluations")
+    spool.close()

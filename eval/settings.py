@@ -1,0 +1,41 @@
+"""How an evaluation is run: what may change the time it takes, never what it measures (that is the protocol)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Resources of an evaluator."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to sample; auto takes a GPU if there is one."""
+    num_threads: int | None = None
+    """CPU threads of a process; torch's choice if not given."""
+    block_images: int = 64
+    """Images of a block: sampled together, resumed at its borders. Another size may move the last float bits."""
+    sampling_batch_size: int | None = None
+    """Images sampled at once, if memory needs fewer than a block; halved by itself when a GPU runs out."""
+    num_bootstrap: int = 20
+    """Bootstrap replicates behind the interval; 0 leaves it out."""
+    weights_folder: Path | None = None
+    """Folder that holds the Inception file; $RAYDDPM_WEIGHTS or the user's cache if not given."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("block_images", 1), ("num_bootstrap", 0), ("num_threads", 1), ("sampling_batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: at least {least} is needed")
+
+    def torch_device(self) -> str:
+        """cpu or cuda. Raises ValueError if cuda is asked for and not there."""
+        import torch
+
+        if self.device == "cpu":
+            return "cpu"
+        if torch.cuda.is_available():
+            return "cuda"
+        if self.device == "cuda":
+            raise ValueError("device=cuda: this machine has no usable GPU; give --device cpu")
+        return "cpu"

@@ -1,0 +1,100 @@
+"""Protocols: names read back, digests separate unlike numbers, wrong settings are refused in one line."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.protocol import FAMILIES, NAMES, Protocol, from_description, parse_protocol
+
+NAMED_IN_DOCS = [
+    "fid_clean_50k",
+    "fid_clean_10k",
+    "fid_tf_50k",
+    "kid_clean_10k",
+    "is_tf_50k",
+    "pr_clean_10k",
+    "bits_per_dim_512",
+    "fd_efficientnet_lite0_512",
+    "fd_efficientnet_lite0_5k",
+    "kd_efficientnet_lite0_1k",
+]
+
+
+@pytest.mark.parametrize("name", NAMED_IN_DOCS)
+def test_documented_names_are_ready_made_and_are_their_own_name(name):
+    assert name in NAMES
+    assert parse_protocol(name).name == name
+
+
+@given(
+    family=st.sampled_from(sorted(FAMILIES)),
+    num_samples=st.integers(2, 200_000),
+    sampling=st.sampled_from([("ddpm", None, 0.0), ("ddpm", 250, 0.0), ("ddim", None, 0.0), ("ddim", 50, 0.25)]),
+    seed=st.integers(0, 2**31),
+    precision=st.sampled_from(["float32", "bfloat16"]),
+)
+def test_a_name_says_everything_that_was_set(family, num_samples, sampling, seed, precision):
+    sampler, steps, eta = sampling
+    base = parse_protocol(f"{family}_{num_samples}")
+    protocol = dataclasses.replace(
+        base, sampler=sampler, num_sampling_steps=steps, eta=eta, seed=seed, precision=precision
+    )
+    assert parse_protocol(protocol.name) == protocol
+
+
+def test_any_changed_field_changes_the_digest():
+    protocol = parse_protocol("fid_clean_10k").bind("a" * 64)
+    others = [
+        dataclasses.replace(protocol, num_samples=9999),
+        dataclasses.replace(protocol, sampler="ddim"),
+        dataclasses.replace(protocol, num_sampling_steps=100),
+        dataclasses.replace(protocol, seed=1),
+        dataclasses.replace(protocol, precision="bfloat16"),
+        dataclasses.replace(protocol, extractor_sha256="0" * 64),
+        dataclasses.replace(protocol, resize="legacy_tensorflow"),
+        protocol.bind("b" * 64),
+        parse_protocol("fid_clean_10k"),
+    ]
+    assert len({p.digest for p in [protocol, *others]}) == len(others) + 1
+
+
+def test_settings_after_a_colon_equal_the_spelled_name():
+    spelled = parse_protocol("fd_efficientnet_lite0_512_ddim50_seed3")
+    assert parse_protocol("fd_efficientnet_lite0_512:sampler=ddim,num_sampling_steps=50,seed=3") == spelled
+
+
+def test_only_the_published_inception_is_called_fid():
+    other = dataclasses.replace(parse_protocol("fid_clean_10k"), extractor_sha256="ab" * 32)
+    assert other.name == "fd_inception_abababab_clean_10k"
+
+
+def test_a_description_gives_the_protocol_back():
+    protocol = parse_protocol("kid_tf_10k_ddim25_eta0.5").bind("c" * 64)
+    assert from_description(protocol.describe()) == protocol
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("fid_50k", "fid_50k"),
+        ("fd_efficientnet_lite0", "fd_efficientnet_lite0"),
+        ("fid_clean_1", "num_samples=1"),
+        ("fid_clean_10k_euler", "fid_clean_10k_euler"),
+        ("fid_clean_10k:steps=3", "steps=3"),
+        ("fid_clean_10k:seed=x", "seed='x'"),
+        ("fid_clean_10k:eta=0.5", "eta=0.5"),
+        ("fid_clean_10k:sampler=ddim,eta=2", "eta=2"),
+    ],
+)
+def test_a_wrong_protocol_is_named_with_what_is_allowed(text, named):
+    with pytest.raises(ValueError, match=r"allowed|write|needs|belongs|needed") as caught:
+        parse_protocol(text)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bind_leaves_imported_statistics_alone():
+    protocol = Protocol("frechet_distance", "inception", "0" * 64, "clean", 10, reference="npz", reference_digest="d")
+    assert protocol.bind("a" * 64) == protocol
