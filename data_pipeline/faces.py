@@ -4,81 +4,14 @@ Face i of seed s is a function of (s, i) alone. The proportions are those of an 
 above the middle, the head filling most of the picture, shoulders below.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from data_pipeline.face_traits import Traits, random_traits
 from data_pipeline.painter import Color, Painter, Point, ellipse, mixed, smooth
 
 MAX_SIZE = 256
-_SKINS: tuple[Color, ...] = (
-    (255, 226, 204),
-    (247, 208, 178),
-    (234, 188, 150),
-    (212, 160, 118),
-    (174, 118, 80),
-    (130, 84, 56),
-    (92, 58, 40),
-)
-_HAIRS: tuple[Color, ...] = (
-    (26, 22, 22),
-    (54, 36, 26),
-    (92, 60, 36),
-    (140, 92, 48),
-    (186, 134, 70),
-    (226, 194, 124),
-    (156, 66, 32),
-    (158, 156, 158),
-)
-_IRISES: tuple[Color, ...] = ((74, 46, 28), (110, 70, 38), (62, 104, 78), (70, 116, 156), (112, 122, 132))
-_CLOTHES: tuple[Color, ...] = (
-    (40, 60, 104),
-    (134, 40, 50),
-    (50, 92, 72),
-    (92, 92, 98),
-    (232, 228, 218),
-    (32, 32, 36),
-    (194, 144, 62),
-    (122, 82, 134),
-)
-_STYLES = ("short", "short", "side", "long", "long", "bob", "curly", "bun", "fringe", "bald")
 _WHITE: Color = (246, 244, 240)
 _DARK: Color = (30, 22, 22)
-
-
-@dataclass(frozen=True)
-class _Traits:
-    """One person in one photograph; lengths in the painter's coordinates."""
-
-    skin: Color
-    hair: Color
-    iris: Color
-    clothes: Color
-    style: str
-    is_feminine: bool
-    head_width: float
-    jaw: float
-    chin: float
-    eye_gap: float
-    eye_size: float
-    eye_opening: float
-    brow_height: float
-    brow_tilt: float
-    nose_length: float
-    nose_width: float
-    mouth_width: float
-    smile: float
-    mouth_opening: float
-    hairline: float
-    parting: float
-    beard: str
-    glasses: str
-    yaw: float
-    light: float
-    warmth: float
-
-    def shadow(self, share: float = 0.35) -> Color:
-        return mixed(self.skin, (70, 24, 20), share)
 
 
 def draw_face(seed: int, index: int, size: int) -> np.ndarray:
@@ -88,7 +21,7 @@ def draw_face(seed: int, index: int, size: int) -> np.ndarray:
     if index < 0 or seed < 0:
         raise ValueError(f"seed and index must be at least 0, got {seed}, {index}")
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
-    traits = _random_traits(random)
+    traits = random_traits(random)
     roll, scale = float(random.normal(0, 0.05)), float(random.uniform(1.1, 1.26))
     shift = (float(random.normal(0, 0.03)), float(random.normal(0.07, 0.02)))
     painter = Painter(size, roll, scale, shift)
@@ -107,52 +40,6 @@ def draw_face(seed: int, index: int, size: int) -> np.ndarray:
     return _light(painter.result(), traits, random)
 
 
-def _random_traits(random: np.random.Generator) -> _Traits:
-    skin = int(random.integers(len(_SKINS)))
-    is_feminine = bool(random.random() < 0.5)
-    dark_hair = random.random() < 0.25 + 0.12 * skin
-    hair = int(random.integers(3)) if dark_hair else int(random.integers(len(_HAIRS)))
-    masculine_styles = ("short", "short", "side", "curly", "fringe", "bald")
-    feminine_styles = ("long", "long", "bob", "curly", "bun", "fringe", "side")
-
-    def jitter(mean: float, spread: float) -> float:
-        return float(np.clip(random.normal(mean, spread), mean - 2 * spread, mean + 2 * spread))
-
-    def tinted(color: Color) -> Color:
-        lighter = random.normal(0, 7)
-        red, green, blue = (int(np.clip(value + lighter + random.normal(0, 2.5), 0, 255)) for value in color)
-        return (red, green, blue)
-
-    return _Traits(
-        skin=tinted(mixed(_SKINS[skin], _SKINS[min(skin + 1, len(_SKINS) - 1)], float(random.random()))),
-        hair=tinted(_HAIRS[hair]),
-        iris=_IRISES[0] if skin > 3 else _IRISES[int(random.integers(len(_IRISES)))],
-        clothes=tinted(_CLOTHES[int(random.integers(len(_CLOTHES)))]),
-        style=str(random.choice(feminine_styles if is_feminine else masculine_styles)),
-        is_feminine=is_feminine,
-        head_width=jitter(0.43 if is_feminine else 0.45, 0.015),
-        jaw=jitter(0.42 if is_feminine else 0.28, 0.05),
-        chin=jitter(0.60 if is_feminine else 0.63, 0.015),
-        eye_gap=jitter(0.185, 0.009),
-        eye_size=jitter(0.092 if is_feminine else 0.085, 0.005),
-        eye_opening=jitter(0.48 if is_feminine else 0.42, 0.05),
-        brow_height=jitter(0.125, 0.012),
-        brow_tilt=jitter(-0.006, 0.01),
-        nose_length=jitter(0.235, 0.02),
-        nose_width=jitter(0.075 if is_feminine else 0.088, 0.01),
-        mouth_width=jitter(0.16, 0.016),
-        smile=jitter(0.022, 0.018),
-        mouth_opening=float(random.uniform(0.02, 0.05)) if random.random() < 0.4 else 0.0,
-        hairline=jitter(-0.40, 0.03),
-        parting=float(random.uniform(-0.22, 0.22)),
-        beard="none" if is_feminine else str(random.choice(["none", "none", "stubble", "full", "moustache"])),
-        glasses=str(random.choice(["none"] * 7 + ["round", "square", "sun"])),
-        yaw=jitter(0.0, 0.05),
-        light=jitter(0.0, 0.5),
-        warmth=jitter(0.02, 0.03),
-    )
-
-
 def _background(random: np.random.Generator) -> np.ndarray:
     """A blurred room or sky: a few colours, enlarged."""
     wall = random.uniform(60, 215) + random.normal(0, 18, 3)
@@ -161,7 +48,7 @@ def _background(random: np.random.Generator) -> np.ndarray:
     return np.clip(coarse, 0, 255).astype(np.uint8)
 
 
-def _head_outline(traits: _Traits) -> list[Point]:
+def _head_outline(traits: Traits) -> list[Point]:
     """Skull and jaw, from the crown round; the jaw narrows below the cheekbones."""
     points: list[Point] = []
     for angle in np.linspace(0, 2 * np.pi, 72, endpoint=False):
@@ -174,7 +61,7 @@ def _head_outline(traits: _Traits) -> list[Point]:
     return points
 
 
-def _draw_body(painter: Painter, traits: _Traits) -> None:
+def _draw_body(painter: Painter, traits: Traits) -> None:
     neck = 0.19 if traits.is_feminine else 0.24
     shoulder = 0.72 if traits.is_feminine else 0.84
     cloth_dark = mixed(traits.clothes, (0, 0, 0), 0.35)
@@ -197,7 +84,7 @@ def _draw_body(painter: Painter, traits: _Traits) -> None:
     painter.soft(chin_shadow, traits.shadow(0.75), 0.75, 0.045, inside=smooth(throat))
 
 
-def _draw_head(painter: Painter, traits: _Traits, head: list[Point]) -> None:
+def _draw_head(painter: Painter, traits: Traits, head: list[Point]) -> None:
     for side in (-1, 1):
         center = (side * (traits.head_width - 0.005) - traits.yaw * 0.5, 0.06)
         painter.shape(ellipse(center, 0.055, 0.115), traits.shadow(0.18))
@@ -211,7 +98,7 @@ def _draw_head(painter: Painter, traits: _Traits, head: list[Point]) -> None:
     painter.soft(ellipse((0, traits.chin + 0.05), 0.25, 0.09), traits.shadow(0.5), 0.4, 0.05, inside=head)
 
 
-def _draw_eye(painter: Painter, traits: _Traits, side: int) -> None:
+def _draw_eye(painter: Painter, traits: Traits, side: int) -> None:
     center_x, center_y = side * traits.eye_gap + traits.yaw, 0.0
     width, height = traits.eye_size, traits.eye_size * traits.eye_opening
     socket = ellipse((center_x, center_y - 0.02), width * 1.35, height * 2.1)
@@ -240,7 +127,7 @@ def _draw_eye(painter: Painter, traits: _Traits, side: int) -> None:
     _draw_brow(painter, traits, side, center_x)
 
 
-def _draw_brow(painter: Painter, traits: _Traits, side: int, center_x: float) -> None:
+def _draw_brow(painter: Painter, traits: Traits, side: int, center_x: float) -> None:
     y, length = -traits.brow_height, traits.eye_size * 1.25
     thick = 0.022 if traits.is_feminine else 0.034
     inner, outer = center_x - side * length, center_x + side * length
@@ -256,7 +143,7 @@ def _draw_brow(painter: Painter, traits: _Traits, side: int, center_x: float) ->
     painter.soft(brow, mixed(traits.hair, _DARK, 0.35), 0.95, 0.008)
 
 
-def _draw_nose(painter: Painter, traits: _Traits) -> None:
+def _draw_nose(painter: Painter, traits: Traits) -> None:
     tip_x, tip_y = traits.yaw * 1.7, traits.nose_length
     shaded = 1 if traits.light < 0 else -1
     bridge = smooth(
@@ -279,7 +166,7 @@ def _draw_nose(painter: Painter, traits: _Traits) -> None:
         painter.soft(wing, traits.shadow(0.6), 0.5, 0.01)
 
 
-def _draw_mouth(painter: Painter, traits: _Traits) -> None:
+def _draw_mouth(painter: Painter, traits: Traits) -> None:
     x, y = traits.yaw * 1.3, 0.385
     width, lift, gap = traits.mouth_width, traits.smile, traits.mouth_opening
     lips = mixed(
@@ -326,7 +213,7 @@ def _draw_mouth(painter: Painter, traits: _Traits) -> None:
     painter.soft(ellipse((x, y + 0.03 + gap), width * 0.3, 0.012), (255, 255, 255), 0.25, 0.012)
 
 
-def _draw_beard(painter: Painter, traits: _Traits, head: list[Point]) -> None:
+def _draw_beard(painter: Painter, traits: Traits, head: list[Point]) -> None:
     if traits.beard == "none":
         return
     x = traits.yaw * 1.3
@@ -354,7 +241,7 @@ def _draw_beard(painter: Painter, traits: _Traits, head: list[Point]) -> None:
         painter.soft(whiskers, color, 0.95, 0.01)
 
 
-def _draw_back_hair(painter: Painter, traits: _Traits, random: np.random.Generator) -> None:
+def _draw_back_hair(painter: Painter, traits: Traits, random: np.random.Generator) -> None:
     """What falls behind the head and the shoulders."""
     dark = mixed(traits.hair, (0, 0, 0), 0.3)
     width = traits.head_width
@@ -390,7 +277,7 @@ def _draw_back_hair(painter: Painter, traits: _Traits, random: np.random.Generat
             painter.shape(ellipse(center, radius, radius), dark)
 
 
-def _draw_front_hair(painter: Painter, traits: _Traits, random: np.random.Generator) -> None:
+def _draw_front_hair(painter: Painter, traits: Traits, random: np.random.Generator) -> None:
     """Hair over the skull and the forehead, with strands of light."""
     if traits.style == "bald":
         crown = ellipse((-0.1, -0.45), 0.14, 0.08)
@@ -436,7 +323,7 @@ def _draw_front_hair(painter: Painter, traits: _Traits, random: np.random.Genera
         _draw_side_locks(painter, traits, width)
 
 
-def _draw_strands(painter: Painter, traits: _Traits, outline: list[Point], random: np.random.Generator) -> None:
+def _draw_strands(painter: Painter, traits: Traits, outline: list[Point], random: np.random.Generator) -> None:
     shine, dark = mixed(traits.hair, (255, 240, 220), 0.35), mixed(traits.hair, (0, 0, 0), 0.45)
     for _ in range(7):
         x = float(random.uniform(-0.4, 0.4))
@@ -446,7 +333,7 @@ def _draw_strands(painter: Painter, traits: _Traits, outline: list[Point], rando
     painter.soft(sheen, shine, 0.45, 0.05, inside=outline)
 
 
-def _draw_side_locks(painter: Painter, traits: _Traits, width: float) -> None:
+def _draw_side_locks(painter: Painter, traits: Traits, width: float) -> None:
     bottom = 0.9 if traits.style == "long" else 0.42
     for side in (-1, 1):
         lock = smooth(
@@ -465,7 +352,7 @@ def _draw_side_locks(painter: Painter, traits: _Traits, width: float) -> None:
         painter.soft(gleam, mixed(traits.hair, (255, 240, 220), 0.35), 0.4, 0.03, inside=lock)
 
 
-def _draw_glasses(painter: Painter, traits: _Traits) -> None:
+def _draw_glasses(painter: Painter, traits: Traits) -> None:
     if traits.glasses == "none":
         return
     frame: Color = (34, 30, 32)
@@ -492,7 +379,7 @@ def _draw_glasses(painter: Painter, traits: _Traits) -> None:
 _SQUARE = ((-1, -0.8), (-0.8, -1), (0.8, -1), (1, -0.8), (1, 0.7), (0.75, 1), (-0.75, 1), (-1, 0.7))
 
 
-def _light(pixels: np.ndarray, traits: _Traits, random: np.random.Generator) -> np.ndarray:
+def _light(pixels: np.ndarray, traits: Traits, random: np.random.Generator) -> np.ndarray:
     """Light from one side, its colour, and a trace of sensor noise."""
     size = pixels.shape[0]
     across = np.linspace(-1, 1, size)[None, :, None]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
@@ -32,12 +32,12 @@ class Painter:
 
     def shape(self, points: Sequence[Point], color: Color) -> None:
         """A filled polygon."""
-        self._draw.polygon(self._pixels(points, self._canvas), fill=color)
+        self._draw.polygon(self._pixels(points), fill=color)
 
     def line(self, points: Sequence[Point], color: Color, width: float) -> None:
         """A line with round joints; width in face coordinates."""
         pixels = max(1, round(width * self._scale * self._canvas / 2))
-        self._draw.line(self._pixels(points, self._canvas), fill=color, width=pixels, joint="curve")
+        self._draw.line(self._pixels(points), fill=color, width=pixels, joint="curve")
 
     def soft(
         self,
@@ -48,37 +48,46 @@ class Painter:
         inside: Sequence[Point] | None = None,
     ) -> None:
         """A polygon with blurred edges, see-through by 1 - opacity, cut to the outline `inside` if one is given."""
-        coarse = self._canvas // self._soft_divisor
-        mask = Image.new("L", (coarse, coarse))
-        ImageDraw.Draw(mask).polygon(self._pixels(points, coarse), fill=round(255 * opacity))
-        mask = mask.filter(ImageFilter.GaussianBlur(blur * self._scale * coarse / 2))
-        mask = mask.resize(self.image.size, Image.Resampling.BILINEAR)
+        # Only the part of the picture that the blurred shape reaches is worked on.
+        corners = self._pixels(points)
+        radius = blur * self._scale * self._canvas / 2
+        box = self._box_around(corners, 3 * radius)
+        size = (box[2] - box[0], box[3] - box[1])
+        if min(size) < 1:
+            return
+        divisor = self._soft_divisor
+        mask = Image.new("L", (-(-size[0] // divisor), -(-size[1] // divisor)))
+        outline = [((x - box[0]) / divisor, (y - box[1]) / divisor) for x, y in corners]
+        ImageDraw.Draw(mask).polygon(outline, fill=round(255 * opacity))
+        mask = mask.filter(ImageFilter.GaussianBlur(radius / divisor)).resize(size, Image.Resampling.BILINEAR)
         if inside is not None:
-            window = Image.new("L", self.image.size)
-            ImageDraw.Draw(window).polygon(self._pixels(inside, self._canvas), fill=255)
-            empty = Image.new("L", self.image.size)
-            mask = Image.composite(mask, empty, window)
-        self.image.paste(color, (0, 0), mask)
+            window = Image.new("L", size)
+            outline = [(x - box[0], y - box[1]) for x, y in self._pixels(inside)]
+            ImageDraw.Draw(window).polygon(outline, fill=255)
+            mask = ImageChops.multiply(mask, window)
+        self.image.paste(color, box, mask)
 
     def result(self) -> np.ndarray:
         """(size, size, 3) uint8."""
         return np.asarray(self.image.resize((self._size, self._size), Image.Resampling.BOX))
 
-    def _pixels(self, points: Sequence[Point], side: int) -> list[Point]:
-        turned = (
-            (
-                (x * self._cos - y * self._sin) * self._scale + self._shift[0],
-                (x * self._sin + y * self._cos) * self._scale + self._shift[1],
-            )
-            for x, y in points
-        )
-        return [((x + 1) * side / 2, (y + 1) * side / 2) for x, y in turned]
+    def _pixels(self, points: Sequence[Point]) -> list[Point]:
+        turn = np.array([[self._cos, self._sin], [-self._sin, self._cos]]) * self._scale
+        turned = np.array(points) @ turn + self._shift
+        return [(x, y) for x, y in ((turned + 1) * (self._canvas / 2)).tolist()]
+
+    def _box_around(self, corners: Sequence[Point], margin: float) -> tuple[int, int, int, int]:
+        across, down = [x for x, _ in corners], [y for _, y in corners]
+        low = [max(0, math.floor(min(side) - margin)) for side in (across, down)]
+        high = [min(self._canvas, math.ceil(max(side) + margin)) for side in (across, down)]
+        return low[0], low[1], high[0], high[1]
 
 
 def ellipse(center: Point, width: float, height: float, start: float = 0.0, stop: float = 360.0) -> list[Point]:
     """Points of an ellipse with these half-axes, or of a part of it; angles in degrees, clockwise from the right."""
     angles = np.radians(np.linspace(start, stop, 48))
-    return [(center[0] + width * math.cos(a), center[1] + height * math.sin(a)) for a in angles]
+    across, down = center[0] + width * np.cos(angles), center[1] + height * np.sin(angles)
+    return list(zip(across.tolist(), down.tolist(), strict=True))
 
 
 def smooth(corners: Sequence[Point], points_per_corner: int = 10) -> list[Point]:
@@ -92,7 +101,7 @@ def smooth(corners: Sequence[Point], points_per_corner: int = 10) -> list[Point]
         + (2 * before - 5 * ring + 4 * after - beyond)[:, None] * t**2
         + (3 * ring - before - 3 * after + beyond)[:, None] * t**3
     )
-    return [(float(x), float(y)) for x, y in curve.reshape(-1, 2)]
+    return [(x, y) for x, y in curve.reshape(-1, 2).tolist()]
 
 
 def mixed(a: Color, b: Color, share_of_b: float) -> Color:
