@@ -4,7 +4,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import auto_cli
 
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
                 print(_SUBMIT_HELP)
                 return 0 if set(arguments[1:]) & {"-h", "--help"} else 2
             return submit(arguments[2:])
-        commands = {"up": up, "down": down, "status": status, "submit": submit, "upload": upload, "demo": demo}
+        commands: dict[str, Any] = {"up": up, "down": down, "status": status, "submit": submit, "upload": upload, "demo": demo}
         auto_cli(commands, args=arguments, prog="python -m cluster", description=__doc__)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -135,7 +135,8 @@ def _local_worker(
         "nccl" if resources.use_gpu else "gloo",
         init_method=address,
         timeout=timedelta(seconds=resources.timeout_seconds),
-        **({} if from_torchrun else {"rank": local_rank, "world_size": resources.num_workers}),
+        rank=-1 if from_torchrun else local_rank,
+        world_size=-1 if from_torchrun else resources.num_workers,
     )
     try:
         function(Worker(dist.get_rank(), dist.get_world_size(), device), run_directory)

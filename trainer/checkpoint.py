@@ -43,7 +43,7 @@ class CheckpointStore:
             "step": step,
             "ema": {
                 "decay": ema.decay,
-                "num_updates": ema.num_updates,
+                "num_updates": ema.update_count,
                 "initial_weight_share": ema.initial_weight_share,
             },
         }
@@ -79,10 +79,7 @@ class CheckpointStore:
         state = json.loads((directory / "state.json").read_text())
         engine.load_state(load_file(directory / "model.safetensors"), load_file(directory / "optimizer.safetensors"))
         ema.load_named_state(
-            load_file(directory / "ema.safetensors"),
-            num_updates=state["ema"]["num_updates"],
-            decay=state["ema"]["decay"],
-            initial_weight_share=state["ema"]["initial_weight_share"],
+            load_file(directory / "ema.safetensors"), state["ema"]["num_updates"], state["ema"]["decay"]
         )
         return state["step"]
 

@@ -176,10 +176,10 @@ class Config:
             )
         if self.optim.clip_scope == "slice":
             num_slices = self.train.global_batch_size // self.optim.clip_slice_images
-            if self.workers.num_workers > num_slices:
+            if num_slices % self.workers.num_workers:
                 raise ValueError(
-                    f"workers.num_workers {self.workers.num_workers} is more than the {num_slices} clipping slices "
-                    "of a batch; use fewer workers or smaller optim.clip_slice_images"
+                    f"workers.num_workers {self.workers.num_workers} must divide the {num_slices} clipping slices of a "
+                    "batch (train.global_batch_size / optim.clip_slice_images), or optim.clip_scope be global"
                 )
 
 

@@ -86,7 +86,8 @@ class DdpEngine:
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Adam's moments in host memory, `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, and `step`."""
-        moments, step = {}, torch.zeros(())
+        moments: dict[str, Tensor] = {}
+        step = torch.zeros(())
         for name, parameter in self.module.named_parameters():
             state = self.optimizer.state[parameter]
             moments |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
@@ -129,7 +130,8 @@ class DdpEngine:
             self.optimizer.zero_grad(set_to_none=True)
             losses.append(self._accumulate_slice(some_images, some_counters))
             nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
-            torch._foreach_add_(total, [p.grad for p in parameters], alpha=1 / num_slices)
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            torch._foreach_add_(total, gradients, alpha=1 / num_slices)
         if self._distributed:
             _all_reduce_sum(total)
         for parameter, gradient in zip(parameters, total, strict=True):
@@ -151,7 +153,7 @@ class DdpEngine:
             return self._objective.losses(model, images, counters)
 
     def _without_sync(self) -> "nullcontext[None]":
-        return self._model.no_sync() if self._distributed else nullcontext()  # type: ignore[operator, return-value]
+        return self._model.no_sync() if self._distributed else nullcontext()  # type: ignore[operator]
 
 
 def _all_reduce_sum(tensors: list[Tensor]) -> None:

@@ -19,7 +19,7 @@ from trainer.checkpoint import CheckpointStore
 from trainer.config import Config, from_dict
 from trainer.engines import DdpEngine
 from trainer.hooks import CheckpointHook, MetricsHook
-from trainer.loop import train
+from trainer.loop import Hook, train
 from trainer.objective import Objective
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def train_worker(worker: Worker, run_directory: str) -> None:
         return
     stream = open_stream(config, worker, start_step, run["manifest_digest"])
     spool = Spool(directory, "train") if worker.rank == 0 else None
-    hooks = [
+    hooks: list[Hook] = [
         MetricsHook(config, worker, objective, engine, ema, stream, spool),
         CheckpointHook(config, worker, engine, ema, store, spool),
     ]
@@ -76,7 +76,7 @@ def open_stream(config: Config, worker: Worker, start_step: int, manifest_digest
             "restore the data set or start a new run"
         )
     order = SampleOrder(
-        [shard.num_samples for shard in manifest.shards],
+        manifest.shard_sizes,
         config.train.seed,
         config.train.global_batch_size,
         manifest.digest,
@@ -89,4 +89,5 @@ def open_stream(config: Config, worker: Worker, start_step: int, manifest_digest
         start_step,
         num_threads=config.data.num_threads,
         num_prefetch_batches=config.data.num_prefetch_batches,
+        pin_memory=worker.device.type == "cuda",
     )
