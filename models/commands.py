@@ -57,7 +57,7 @@ def sample(
     made = []
     with images.progress_bar("sampling", process.num_steps * len(batches)) as advance:
         for batch in batches:
-            x_0 = generate(loaded.model, process, batch, seed, sampler, eta=eta, progress=lambda done, total: advance())
+            x_0 = generate(loaded.model, process, batch, seed, sampler, eta=eta, progress=advance)
             made.append(to_uint8(x_0).permute(0, 2, 3, 1).cpu().numpy())
     result = np.concatenate(made)
     output.mkdir(parents=True, exist_ok=True)
@@ -96,6 +96,101 @@ def inspect(snapshot: Path) -> None:
         "provenance": loaded.provenance,
     }
     print(json.dumps(report, indent=2))
+
+
+def likelihood(
+    snapshot: Path,
+    data: Path,
+    num_images: int | None = None,
+    num_steps: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: str = "auto",
+    output: Path | None = None,
+) -> None:
+    """Bound the negative log-likelihood of images, in bits per dimension, with its terms.
+
+    Prints one JSON object: the mean bound with its standard error over images, and its parts. With an output
+    directory also likelihood.json, with every timestep's term and the rate-distortion curve, and that curve's plot.
+
+    Args:
+        snapshot: Directory of a snapshot or of a training checkpoint.
+        data: Folder of images of the model's size, packed data set, or .npz or .npy of uint8 (N, H, W, C).
+        num_images: Use the first so many images; all by default.
+        num_steps: Bound the shorter chain that visits so many evenly spaced timesteps; all by default.
+        seed: Noise of image i depends on the seed and i alone.
+        batch_size: Images measured at a time; bounds the memory.
+        device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
+        output: Directory for likelihood.json and rate_distortion.png, made if missing.
+    """
+    import torch
+
+    from models import image_files, likelihood_report
+    from models.images import progress_bar
+    from models.likelihood import variational_bound
+    from models.samplers import choose_process
+    from models.snapshot import load_snapshot
+
+    _at_least("batch_size", batch_size, 1)
+    if num_images is not None:
+        _at_least("num_images", num_images, 1)
+    loaded = load_snapshot(snapshot, choose_device(device))
+    process = choose_process(loaded.diffusion, "ddpm", num_steps)
+    bounds = []
+    first_index = 0
+    for batch in image_files.read_batches(data, loaded.model_config.image_shape, batch_size, num_images):
+        indices = torch.arange(first_index, first_index + len(batch))
+        first_index += len(batch)
+        x_0 = torch.from_numpy(batch).float() / 127.5 - 1.0
+        with progress_bar(f"images {int(indices[0])} to {first_index - 1}", process.num_steps) as advance:
+            bounds.append(variational_bound(loaded.model, process, x_0, indices, seed, progress=advance))
+    report = likelihood_report.summary(bounds)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        likelihood_report.write(output, report, bounds, process.timesteps.tolist())
+    print(json.dumps(report, indent=2))
+
+
+def export_snapshot(
+    snapshot: Path,
+    dest: Path,
+    format: Literal["diffusers", "pesser", "annotated"] = "diffusers",
+) -> None:
+    """Convert a snapshot for another program.
+
+    Args:
+        snapshot: Directory of a snapshot or of a training checkpoint.
+        dest: For diffusers a directory that DDPMPipeline.from_pretrained loads; otherwise a state-dict file.
+        format: diffusers; pesser, the names of pesser/pytorch_diffusion; or annotated, the labml.ai tutorial's.
+    """
+    from models.convert import EXPORTS
+    from models.snapshot import load_snapshot
+
+    EXPORTS[format](load_snapshot(snapshot), dest)
+    print(f"wrote {dest} ({format})")
+
+
+def import_snapshot(
+    source: Path,
+    dest: Path,
+    format: Literal["diffusers", "annotated", "pesser"] = "diffusers",
+    image_size: int | None = None,
+) -> None:
+    """Convert weights of another program to a snapshot.
+
+    Args:
+        source: For diffusers a pipeline's or UNet2DModel's directory; otherwise a state-dict file.
+        dest: Directory of the new snapshot, made if missing.
+        format: diffusers, such as google/ddpm-cifar10-32; annotated, the labml.ai tutorial; pesser/pytorch_diffusion.
+        image_size: Height of the images in pixels, where the weights do not tell it.
+    """
+    from models.convert import IMPORTS
+    from models.snapshot import write_snapshot
+
+    imported = IMPORTS[format](source, image_size)
+    provenance = {"imported_from": str(source), "format": format}
+    write_snapshot(dest, imported.tensors, imported.model, imported.diffusion, provenance)
+    print(f"wrote {dest}")
 
 
 def choose_device(name: str) -> torch.device:

@@ -19,6 +19,9 @@ from models import commands
 COMMANDS: dict[str, Callable[..., None]] = {
     "sample": commands.sample,
     "inspect": commands.inspect,
+    "likelihood": commands.likelihood,
+    "export": commands.export_snapshot,
+    "import": commands.import_snapshot,
 }
 
 

@@ -19,6 +19,9 @@ import torch
 from models import philox
 from models.diffusion import GaussianDiffusion, NoiseModel
 
+LOWEST_LOG_SNR = -5.1
+"""Where the steps of DPM-Solver++ begin to be spread from; the paper's linear schedule ends at -5.06."""
+
 Progress = Callable[[int, int], None]
 """Called after each step with the number of steps done and the total."""
 
@@ -68,7 +71,8 @@ def dpm_solver_step(step: Step) -> torch.Tensor:
     """DPM-Solver++(2M), Lu et al. 2022, algorithm 2: second order from the previous estimate, without noise.
 
     The first step is of first order for want of a history. So is the last, whose target has no noise left: its
-    log-SNR is infinite and the formula's limit is the estimate itself.
+    log-SNR is infinite and the formula's limit is the estimate itself. And so is one more than three times as
+    wide in log-SNR as the one before, as badly spaced timesteps have: extrapolating that far does harm.
     """
     if step.position == 0:
         return step.x_0
@@ -78,7 +82,8 @@ def dpm_solver_step(step: Step) -> torch.Tensor:
     estimate = step.x_0
     if step.previous is not None:
         ratio = (log_snr - _log_snr(step.previous.table("alphas_cumprod"))) / width
-        estimate = estimate + (step.x_0 - step.previous.x_0) / (2.0 * ratio)
+        if ratio > 1.0 / 3.0:
+            estimate = estimate + (step.x_0 - step.previous.x_0) / (2.0 * ratio)
     scale = math.sqrt((1.0 - alpha_bar_prev) / (1.0 - alpha_bar))
     return scale * step.x_t - math.sqrt(alpha_bar_prev) * math.expm1(-width) * estimate
 
@@ -93,8 +98,10 @@ def log_snr_timesteps(diffusion: GaussianDiffusion, num_sampling_steps: int) -> 
     """Timesteps in equal distances of log-SNR (Lu et al. 2022), both ends included, no two the same."""
     num_timesteps = diffusion.num_timesteps
     log_snr = np.array([_log_snr(value) for value in diffusion.alphas_cumprod.tolist()])
-    targets = np.linspace(log_snr[-1], log_snr[0], num_sampling_steps)[::-1]
+    # The cosine schedule ends at almost pure noise, whose log-SNR would claim half of the steps.
+    targets = np.linspace(max(log_snr[-1], LOWEST_LOG_SNR), log_snr[0], num_sampling_steps)[::-1]
     nearest = np.abs(log_snr[None, :] - targets[:, None]).argmin(axis=1)
+    nearest[-1] = num_timesteps - 1
     # Early timesteps lie far apart in log-SNR: push equal choices up, then keep room at the end.
     steps = np.arange(num_sampling_steps)
     chosen = np.maximum.accumulate(nearest - steps) + steps
@@ -139,9 +146,8 @@ def sample(
     Raises ValueError for an unknown sampler or timesteps out of range.
     """
     process = choose_process(diffusion, sampler, num_sampling_steps, timesteps)
-    shape = shape if shape is not None else _unwrapped(model).config.image_shape
-    indices = indices.to(_device_of(model, indices.device))
-    x_T = philox.normal(seed, "sampler/x_T", indices, shape)  # noqa: N806
+    indices = place(model, indices)
+    x_T = philox.normal(seed, "sampler/x_T", indices, shape or image_shape(model))  # noqa: N806
     return denoise_from(model, process, x_T, indices, seed, sampler, eta, clip_x_0, progress)
 
 
@@ -236,12 +242,13 @@ def _log_snr(alpha_bar: float) -> float:
     return 0.5 * (math.log(alpha_bar) - math.log1p(-alpha_bar))
 
 
-def _unwrapped(model: Any) -> Any:
-    """The network inside DistributedDataParallel or torch.compile."""
-    return getattr(model, "module", getattr(model, "_orig_mod", model))
+def image_shape(model: Any) -> tuple[int, int, int]:
+    """(C, H, W) of a network's images, also inside DistributedDataParallel or torch.compile."""
+    return getattr(model, "module", getattr(model, "_orig_mod", model)).config.image_shape
 
 
-def _device_of(model: NoiseModel, default: torch.device) -> torch.device:
+def place(model: NoiseModel, indices: torch.Tensor) -> torch.Tensor:
+    """The indices on the network's device, where the noise is then made; where they are for other callables."""
     if isinstance(model, torch.nn.Module):
-        return next((parameter.device for parameter in model.parameters()), default)
-    return default
+        return indices.to(next((parameter.device for parameter in model.parameters()), indices.device))
+    return indices

@@ -1,0 +1,114 @@
+"""Reading images for the likelihood: a folder, a packed data set's shards, or one array file. Nothing is resized."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".npy")
+
+
+def read_batches(source: Path, shape: tuple[int, int, int], batch_size: int, limit: int | None) -> Iterator[np.ndarray]:
+    """Images of a folder (or its *.tar shards), .npz or .npy, in sorted order: (B, C, H, W) uint8, B <= batch_size.
+
+    shape: (C, H, W) that each image must have; a grey image serves a model of 3 channels. limit: at most so many.
+    Raises FileNotFoundError if there is nothing there, ValueError naming an image that does not fit.
+    """
+    batch: list[np.ndarray] = []
+    num_read = 0
+    for name, image in _images(source):
+        if num_read == limit:
+            break
+        batch.append(_fit(image, shape, name))
+        num_read += 1
+        if len(batch) == batch_size:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)
+    if num_read == 0:
+        raise FileNotFoundError(f"{source} holds no images: give a folder of {', '.join(SUFFIXES)} files or shards")
+
+
+def _images(source: Path) -> Iterator[tuple[str, np.ndarray]]:
+    if source.is_dir():
+        shards = sorted(source.rglob("*.tar"))
+        for shard in shards:
+            yield from _shard_images(shard)
+        if not shards:
+            for file in sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES):
+                yield str(file), _decode(file.read_bytes(), str(file))
+    elif source.suffix in (".npz", ".npy"):
+        images = _load_array(source)
+        yield from ((f"{source}, image {number}", image) for number, image in enumerate(images))
+    elif source.suffix == ".tar" and source.is_file():
+        yield from _shard_images(source)
+    elif source.is_file():
+        raise ValueError(f"{source} is neither a folder nor an .npz, .npy or .tar file")
+    else:
+        raise FileNotFoundError(f"{source} does not exist: give a folder of images, or an .npz, .npy or .tar file")
+
+
+def _shard_images(shard: Path) -> Iterator[tuple[str, np.ndarray]]:
+    try:
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
+                    stream = archive.extractfile(member)
+                    assert stream is not None
+                    yield f"{shard}: {member.name}", _decode(stream.read(), f"{shard}: {member.name}")
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard} is not a readable tar file: {error}") from error
+
+
+def _load_array(source: Path) -> np.ndarray:
+    try:
+        loaded = np.load(source, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            names = loaded.files
+            if "images" not in names and len(names) != 1:
+                raise ValueError(f"{source} holds the arrays {', '.join(names)}: one of them must be named images")
+            loaded = loaded["images" if "images" in names else names[0]]
+    except (EOFError, OSError) as error:
+        raise ValueError(f"{source} is not a readable array file: {error}") from error
+    if loaded.dtype != np.uint8 or loaded.ndim not in (3, 4):
+        raise ValueError(f"{source} holds {loaded.dtype} of shape {loaded.shape}: it must be uint8 (N, H, W, C)")
+    return loaded
+
+
+def _decode(content: bytes, name: str) -> np.ndarray:
+    """(H, W) or (H, W, C) uint8."""
+    if name.lower().endswith(".npy"):
+        try:
+            return np.load(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{name} is not a readable array: {error}") from error
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.mode not in ("L", "RGB", "P", "1"):
+                raise ValueError(f"{name} has colour mode {image.mode}: convert it to 8-bit RGB or grey first")
+            return np.asarray(
+                image.convert("RGB") if image.mode == "P" else image.convert(image.mode.replace("1", "L"))
+            )
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} is not a readable image: {error}") from error
+
+
+def _fit(image: np.ndarray, shape: tuple[int, int, int], name: str) -> np.ndarray:
+    """(C, H, W) uint8 of exactly this shape."""
+    channels, height, width = shape
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim == 3 and image.shape[2] == 1 and channels == 3:
+        image = image.repeat(3, axis=2)
+    if image.shape != (height, width, channels) or image.dtype != np.uint8:
+        raise ValueError(
+            f"{name} is {image.dtype} of shape {image.shape}, the model's images are uint8 of "
+            f"({height}, {width}, {channels}): resize the data set first, `python -m data_pipeline pack` does it"
+        )
+    return image.transpose(2, 0, 1)
