@@ -14,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipeline.demo import DemoOptions, pack_demo, resolve_path
 from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.open_source import open_source
 from data_pipeline.order import SampleOrder
 from data_pipeline.pack import PackOptions, TaskRunner, run_in_processes
 from data_pipeline.pack import pack as pack_source
 from data_pipeline.shards import open_dataset
-from data_pipeline.sources import open_source
 from data_pipeline.verify import verify as verify_dataset
 
 _USER_ERROR, _INTERRUPTED = 2, 130
@@ -46,7 +46,7 @@ def pack(
     The result is the same, byte for byte, on any number of processes. A killed pack goes on when started again.
 
     Args:
-        source: folder of images
+        source: folder of images, zip, tar, Parquet, LMDB (LSUN), MNIST IDX or CIFAR-10 binary files
         dest: new folder for the shards
         image_size: side of the stored squares in pixels; needed unless the source has a fixed size
         image_channels: 3 for RGB or 1 for grey; the source's own by default

@@ -5,7 +5,6 @@ A path "demo:faces?image_size=32&num_images=2000&seed=0" is packed once into a f
 
 import fcntl
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from data_pipeline.cache import cache_folder
 from data_pipeline.faces import draw_face
 from data_pipeline.manifest import Manifest
 from data_pipeline.pack import PackOptions, Progress, TaskRunner, pack
@@ -140,9 +140,3 @@ def resolve_path(path: str | Path, run: TaskRunner | None = None) -> str:
         dest = folder / options.folder_name
         pack_demo(options, dest, run)
     return str(dest)
-
-
-def cache_folder() -> Path:
-    """The user's cache: $RAYDDPM_CACHE, or rayddpm in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("RAYDDPM_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayddpm"

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from data_pipeline.codec import DECODE_ERRORS
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2")
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded; a header that claims more is taken for a decompression bomb"""

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipeline.dataset import Dataset, LocalFiles
 from data_pipeline.manifest import Manifest
-from data_pipeline.shards import Dataset, LocalFiles
 from data_pipeline.sources import Refusal
 from data_pipeline.writer import WORK_FOLDER, ShardNotes, write_atomic
 

@@ -1,4 +1,4 @@
-"""Where images come from: one small interface, the folder of files and arrays in memory; open_source picks the reader.
+"""Where images come from: one small interface, the folder of files, and arrays in memory.
 
 A source lists its entries once, in an order that depends on their names alone, and reads any entry by itself, so that
 processes can share the work. Sources travel to worker processes by pickling and open their files again there.
@@ -148,16 +148,6 @@ def is_image_name(name: str) -> bool:
     """Whether a file's extension is one of an image, and neither it nor a folder above it is hidden."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
     return name.lower().endswith(SUFFIXES) and not hidden
-
-
-def open_source(path: str | Path, follow_links: bool = False) -> Source:
-    """The reader for what lies at `path`. FileNotFoundError; ValueError naming what can be read."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"source {path} does not exist; give a folder of images")
-    if path.is_dir():
-        return FolderSource(path, follow_links)
-    raise ValueError(f"cannot tell what {path} is; give a folder of images")
 
 
 def key_of(name: str) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.dataset import DamagedDataError, Dataset, LocalFiles, parse_index
 from data_pipeline.manifest import Manifest, load_manifest
-from data_pipeline.shards import DamagedDataError, Dataset, LocalFiles, parse_index
 from data_pipeline.writer import hash_file, index_of
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.codec import EXTENSIONS, Encoding, decode_into, encode
+from data_pipeline.dataset import ShardIndex
 from data_pipeline.images import Framing, fits_unchanged, frame_array, frame_bytes
 from data_pipeline.manifest import ShardRecord
-from data_pipeline.shards import ShardIndex
 from data_pipeline.sources import Entry, Refusal, Source
 from data_pipeline.tar_index import split_name, tar_members
 

@@ -1,0 +1,173 @@
+"""Images in tables: Parquet files with image bytes (the Hugging Face layout) and LMDB (the LSUN layout).
+
+pyarrow and lmdb are needed for these sources alone; a message says how to install them.
+"""
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.sources import MAX_FILE_BYTES, Entry, Refusal, Sample, changed_at, is_image_name, key_of, unique_keys
+
+_IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
+
+
+class ParquetSource:
+    """The rows of Parquet files that have a column of encoded images: binary, or a struct with a field "bytes"."""
+
+    kind = "parquet"
+    image_size: int | None = None
+    image_channels = 3
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.num_ignored = 0
+        self.refused: list[Refusal] = []
+        self._paths = list(paths)
+        self._group: tuple[tuple[int, int], list[Any], list[Any] | None] | None = None
+
+    def entries(self) -> list[Entry]:
+        found = []
+        for number, path in enumerate(self._paths):
+            file = self._open(number)
+            _image_column(file, path)
+            row = 0
+            for group in range(file.num_row_groups):
+                metadata = file.metadata.row_group(group)
+                for row_of_group in range(metadata.num_rows):
+                    key = f"{path.stem.replace('.', '_')}-{row:08d}"
+                    name = f"{path.name}, row {row}"
+                    found.append(Entry(key, name, metadata.total_byte_size, (number, group, row_of_group)))
+                    row += 1
+        return unique_keys(found)
+
+    def read(self, entry: Entry) -> Sample:
+        number, group, row = entry.place
+        images, labels = self._row_group(number, group)
+        image = images[row].as_py()
+        if isinstance(image, dict):
+            image = image.get("bytes")
+        if not image:
+            raise ValueError("has no image bytes, only a path or nothing")
+        if len(image) > MAX_FILE_BYTES:
+            raise ValueError(f"is larger than {MAX_FILE_BYTES} bytes")
+        label = None if labels is None else labels[row].as_py()
+        return Sample(image, None if label is None else json.dumps({"label": label}).encode())
+
+    def changed_at(self, entries: Sequence[Entry]) -> float:
+        return max(changed_at(path) for path in self._paths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_group": None}
+
+    def _open(self, number: int) -> Any:
+        parquet = _optional_module("pyarrow.parquet", "pyarrow")
+        arrow = _optional_module("pyarrow", "pyarrow")
+        try:
+            return parquet.ParquetFile(self._paths[number])
+        except (arrow.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{self._paths[number]} is not a usable Parquet file: {error}") from error
+
+    def _row_group(self, number: int, group: int) -> tuple[Any, Any]:
+        """Images and labels of a row group; the last one is kept, as rows are read in order."""
+        if self._group is None or self._group[0] != (number, group):
+            file = self._open(number)
+            column = _image_column(file, self._paths[number])
+            label = "label" if "label" in file.schema_arrow.names else None
+            arrow = _optional_module("pyarrow", "pyarrow")
+            try:
+                table = file.read_row_group(group, columns=[column, *([label] if label else [])])
+            except (arrow.ArrowException, OSError) as error:
+                raise ValueError(f"its row group cannot be read: {error}") from error
+            images = table.column(column)
+            self._group = ((number, group), images, table.column(label) if label else None)
+        return self._group[1], self._group[2]
+
+
+class LmdbSource:
+    """An LMDB of encoded images, as LSUN ships them: a folder with data.mdb, name -> image file."""
+
+    kind = "lmdb"
+    image_size: int | None = None
+    image_channels = 3
+
+    def __init__(self, path: Path) -> None:
+        self.num_ignored = 0
+        self.refused: list[Refusal] = []
+        self._path = path
+        self._environment: Any = None
+
+    def entries(self) -> list[Entry]:
+        found = []
+        self.num_ignored = 0
+        with self._open().begin(buffers=True) as transaction:
+            for key, value in transaction.cursor():
+                if bytes(value[:8]).startswith(_IMAGE_STARTS):
+                    name = _readable(bytes(key))
+                    found.append(Entry(_key_of_name(name), name, len(value), bytes(key)))
+                else:
+                    self.num_ignored += 1
+        return unique_keys(found)
+
+    def read(self, entry: Entry) -> Sample:
+        with self._open().begin() as transaction:
+            data = transaction.get(entry.place)
+        if data is None or len(data) > MAX_FILE_BYTES:
+            raise ValueError(f"is no longer there, or larger than {MAX_FILE_BYTES} bytes")
+        return Sample(bytes(data))
+
+    def changed_at(self, entries: Sequence[Entry]) -> float:
+        return changed_at(self._path / "data.mdb" if self._path.is_dir() else self._path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_environment": None}
+
+    def _open(self) -> Any:
+        if self._environment is None:
+            lmdb = _optional_module("lmdb", "lmdb")
+            try:
+                self._environment = lmdb.open(
+                    str(self._path), readonly=True, lock=False, readahead=False, subdir=self._path.is_dir()
+                )
+            except lmdb.Error as error:
+                raise ValueError(f"{self._path} is not a usable LMDB: {error}") from error
+        return self._environment
+
+
+def _image_column(file: Any, path: Path) -> str:
+    """The column that holds the images: "image" or "img" if there is one, else the only binary column."""
+    arrow = _optional_module("pyarrow", "pyarrow")
+
+    def holds_images(kind: Any) -> bool:
+        if arrow.types.is_struct(kind):
+            return any(field.name == "bytes" and holds_images(field.type) for field in kind)
+        return bool(arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind))
+
+    names = [field.name for field in file.schema_arrow if holds_images(field.type)]
+    preferred = [name for name in ("image", "img", "jpg", "png") if name in names]
+    if preferred or len(names) == 1:
+        return str((preferred or names)[0])
+    raise ValueError(
+        f"{path} has {len(names)} columns of image bytes ({', '.join(names) or 'none'}) and none called image; "
+        f"its columns are {', '.join(file.schema_arrow.names)}"
+    )
+
+
+def _readable(key: bytes) -> str:
+    try:
+        text = key.decode()
+    except UnicodeDecodeError:
+        return key.hex()
+    return text if text.isprintable() and ".." not in text and not text.startswith("/") else key.hex()
+
+
+def _key_of_name(name: str) -> str:
+    return key_of(name) if is_image_name(name) else name.replace(".", "_").replace("\\", "_")
+
+
+def _optional_module(name: str, package: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"reading this source needs the package {package}: pip install {package}") from error
