@@ -70,14 +70,16 @@ def launch_ray(function: WorkerFunction, run_directory: Path, attempt: str, reso
     Ray's own run state goes to a folder of this attempt alone: our checkpoints, not Ray's, say where a run stands, and
     a damaged or half-written Ray state file of an earlier attempt must not stop the next one.
     """
+    if not in_ray_job() and "RAY_ADDRESS" not in os.environ:
+        # Ray reads it when it is imported; see cluster/local.py for what it does.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     if not ray.is_initialized():
         # Inside a job the job's own environment applies and already has the code on its path.
-        outside_a_job = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else _own_cluster()
-        ray.init(**outside_a_job)
+        ray.init(**({} if in_ray_job() else _own_cluster()))
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
     trainer = TorchTrainer(
         _ray_worker,
@@ -107,7 +109,7 @@ def _own_cluster() -> dict[str, Any]:
     environment = {"runtime_env": {"env_vars": {"PYTHONPATH": str(_ROOT)}}}
     if "RAY_ADDRESS" in os.environ:
         return environment
-    return {**environment, "address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    return {**environment, "address": "local", "dashboard_host": "127.0.0.1"}
 
 
 def _ray_worker(config: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def parse(arguments: list[str]) -> Options:
         preset = _parser("demo").parse_args(arguments).preset
         parser = _parser(preset)
         parsed = parser.parse_args(arguments)
-        sections = parser.instantiate_classes(parsed)
+        sections = parser.instantiate(parsed)
     except ArgumentError as error:
         raise ValueError(_one_line(str(error))) from error
     config = Config(**{name: sections[name] for name in Config.__dataclass_fields__})

@@ -4,6 +4,7 @@ An engine is handed this worker's part of a global batch. Losses are summed over
 size G, so that workers with one image more or less weigh right.
 """
 
+import warnings
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -45,6 +46,8 @@ class DdpEngine:
         self.module = model.to(worker.device)
         self._objective, self._config, self._worker = objective, config, worker
         self._distributed = worker.world_size > 1
+        # The gradients of 1x1 convolutions come with other strides for the same memory layout, which is harmless.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
         self._model: nn.Module = DistributedDataParallel(self.module) if self._distributed else self.module
         optim = config.optim
         self.optimizer = torch.optim.Adam(

@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.trainer_support import command, digits
+from trainer.command import main, parse
+from trainer.config import from_dict, to_dict
+from trainer.presets import PRESETS
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_config_survives_json(preset: str) -> None:
+    config = PRESETS[preset]()
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+# PAPER: App. B for steps, batches, rates; run_cifar.py and run_celebahq.py for warm-up, clipping and variances.
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("cifar10", (35_746_307, 800_000, 128, 2e-4, "fixedlarge", 0.1, 16)),
+        ("celebahq256", (113_673_219, 500_000, 64, 2e-5, "fixedsmall", 0.0, 8)),
+        ("lsun256", (113_673_219, 1_200_000, 64, 2e-5, "fixedsmall", 0.0, 8)),
+    ],
+)
+def test_paper_presets_have_the_papers_numbers(
+    preset: str, expected: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--preset", preset, "--dry-run"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    config = shown["config"]
+    assert (
+        shown["num_parameters"],
+        shown["num_steps"],
+        shown["global_batch_size"],
+        config["optim"]["learning_rate"],
+        config["diffusion"]["variance"],
+        config["model"]["dropout"],
+        config["optim"]["clip_slice_images"],
+    ) == expected
+    assert config["ema"] == {"decay": 0.9999, "warmup": False}
+    assert (config["optim"]["warmup_steps"], config["optim"]["max_grad_norm"]) == (5000, 1.0)
+    assert config["optim"]["clip_scope"] == "slice"
+
+
+def test_the_command_line_goes_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        "[train]\nnum_steps = 5\nseed = 3\n[model]\nchannel_multipliers = [1, 1]\nattention_resolutions = [8]\n"
+    )
+    config = parse(["--preset", "demo", "--config", str(file), "--train.seed", "4"]).config
+    assert (config.train.num_steps, config.train.seed) == (5, 4)
+    assert config.model.channel_multipliers == (1, 1)
+    assert config.train.global_batch_size == PRESETS["demo"]().train.global_batch_size
+
+
+def test_no_arguments_mean_the_demo() -> None:
+    assert parse([]).config == PRESETS["demo"]()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--preset", "celebahq25"], "celebahq25"),
+        (["--train.global_batch_sise", "64"], "did you mean --train.global_batch_size"),
+        (["--train.num_steps", "many"], "many"),
+        (["--train.num_steps", "0"], "train.num_steps 0"),
+        (["--config", "/nowhere.toml"], "TOML"),
+        (["--workers.num_workers", "200"], "train.global_batch_size 128 is smaller than workers.num_workers 200"),
+        (["--data.path", "/no/such/data"], "/no/such/data"),
+        (["--data.path", "demo:cats"], "cats"),
+        (["--run.name", "a/b"], "a/b"),
+        (["--model.image_size", "16", "--model.attention_resolutions", "[8]"], "--model.image_size 8"),
+        (["--optim.clip_scope", "slice", "--optim.clip_slice_images", "7"], "clip_slice_images 7"),
+        (["--ema.decay", "1.5"], "1.5"),
+        (["stray"], "stray"),
+    ],
+)
+def test_wrong_input_ends_with_code_2_and_one_helpful_line(
+    arguments: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = digits(tmp_path / "data")
+    storage = tmp_path / "runs"
+    code = main(["--data.path", str(data), "--run.storage", str(storage), *arguments])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert named in error
+    assert not storage.exists()
+
+
+def test_the_command_itself_shows_no_traceback() -> None:
+    finished = command("--preset", "nope")
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+    assert finished.stdout == ""
+
+
+def test_dry_run_prints_one_json_object_and_writes_nothing(tmp_path: Path) -> None:
+    data = digits(tmp_path / "data")
+    storage = tmp_path / "runs"
+    finished = command("--preset", "demo", "--data.path", str(data), "--run.storage", str(storage), "--dry-run")
+    shown = json.loads(finished.stdout)
+    assert shown["dataset"]["found"]
+    assert shown["dataset"]["num_images"] == 40
+    assert {"config", "num_parameters", "num_steps", "global_batch_size", "dataset"} <= shown.keys()
+    assert not storage.exists()
+
+
+def test_a_relative_path_in_a_ray_job_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert main(["--run.storage", "runs"]) == 2
+    assert "give an absolute path" in capsys.readouterr().err

@@ -1,0 +1,141 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.launch import Worker
+from cluster.spool import read_metrics
+from cluster.storage import DamagedError, complete_directories
+from data_pipeline.demo import DemoOptions, pack_demo
+from tests.trainer_support import ROOT, command, digits, final_weights, losses, tiny_config, train_locally
+from trainer.checkpoint import step_of
+from trainer.run import open_run, plan
+from trainer.worker import train_worker
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits(tmp_path_factory.mktemp("digits") / "data")
+
+
+def equal_weights(one: Path, other: Path) -> bool:
+    return all(
+        torch.equal(a[name], b[name])
+        for file in ("ema.safetensors", "model.safetensors", "optimizer.safetensors")
+        for a, b in [(final_weights(one, file), final_weights(other, file))]
+        for name in a.keys() | b.keys()
+    )
+
+
+def test_a_killed_run_ends_as_an_unbroken_one(data: Path, tmp_path: Path) -> None:
+    """SIGKILL to every process of a two-worker run after its second checkpoint, then the same command again."""
+    arguments = [
+        *("--preset", "demo", "--launcher", "local", "--data.path", str(data), "--workers.num_workers", "2"),
+        *("--model.channel_multipliers", "[1]", "--model.num_res_blocks", "1", "--model.attention_resolutions", "[8]"),
+        *("--train.num_steps", "30", "--train.global_batch_size", "12", "--train.log_every_steps", "1"),
+        *("--checkpoint.every_steps", "5", "--run.storage", str(tmp_path)),
+    ]
+    unbroken = command(*arguments, "--run.name", "unbroken")
+    assert unbroken.returncode == 0, unbroken.stderr
+    killed = subprocess.Popen(
+        [sys.executable, "trainer/main.py", *arguments, "--run.name", "killed"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while len(complete_directories(checkpoints)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "FINISHED.json").exists()
+    last = max(step for step, _, _ in read_metrics(tmp_path / "killed")["train/loss"])
+    assert 10 <= last < 30
+    resumed = command(*arguments, "--run.name", "killed")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "training from step 0 " not in resumed.stderr
+    assert losses(tmp_path / "killed") == losses(tmp_path / "unbroken")
+    assert equal_weights(tmp_path / "killed", tmp_path / "unbroken")
+    again = command(*arguments, "--run.name", "killed")
+    assert again.returncode == 0
+    assert "finished already at step 30" in again.stdout
+
+
+def test_raising_num_steps_trains_on(data: Path, tmp_path: Path) -> None:
+    unbroken = train_locally(tiny_config(data, tmp_path, "unbroken"))
+    train_locally(tiny_config(data, tmp_path, "longer", train={"num_steps": 3}))
+    longer = train_locally(tiny_config(data, tmp_path, "longer"))
+    assert losses(longer.directory) == losses(unbroken.directory)
+    assert equal_weights(longer.directory, unbroken.directory)
+
+
+def test_another_number_of_workers_goes_on_with_the_same_run(data: Path, tmp_path: Path) -> None:
+    unbroken = train_locally(tiny_config(data, tmp_path, "unbroken"))
+    train_locally(tiny_config(data, tmp_path, "moved", train={"num_steps": 4}, workers={"num_workers": 2}))
+    moved = train_locally(tiny_config(data, tmp_path, "moved"))
+    assert losses(moved.directory) == pytest.approx(losses(unbroken.directory), rel=1e-5)
+
+
+def test_other_semantics_are_refused_with_a_diff(data: Path, tmp_path: Path) -> None:
+    train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 2}))
+    changed = plan(tiny_config(data, tmp_path, "run", train={"seed": 1}, optim={"learning_rate": 1e-5}), "tiny")
+    with pytest.raises(ValueError, match=r"optim.learning_rate was 0.002, is 1e-05; train.seed was 0, is 1"):
+        open_run(changed)
+
+
+def test_changed_data_are_refused(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    digits(data)
+    train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 2}))
+    pack_demo(DemoOptions("digits", num_images=39), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"data.digest was '\w+', is '\w+'"):
+        open_run(plan(tiny_config(tmp_path / "other", tmp_path, "run"), "tiny"))
+
+
+def test_a_damaged_checkpoint_is_passed_over_loudly(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    planned = train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 4}))
+    unbroken = train_locally(tiny_config(data, tmp_path, "unbroken"))
+    newest = complete_directories(planned.directory / "checkpoints")[-1]
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    resumed = train_locally(tiny_config(data, tmp_path, "run"))
+    assert f"{newest.name}: model.safetensors does not match" in caplog.text
+    assert losses(resumed.directory) == losses(unbroken.directory)
+    assert equal_weights(resumed.directory, unbroken.directory)
+
+
+def test_without_any_whole_checkpoint_training_does_not_start_over(data: Path, tmp_path: Path) -> None:
+    planned = train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 4}))
+    for directory in complete_directories(planned.directory / "checkpoints"):
+        (directory / "model.safetensors").unlink()
+    with pytest.raises(DamagedError, match="none of the 2 checkpoints"):
+        train_worker(Worker(0, 1, torch.device("cpu")), str(planned.directory))
+
+
+def test_retention_keeps_the_newest_and_the_permanent(data: Path, tmp_path: Path) -> None:
+    checkpoint = {"every_steps": 1, "keep_last": 2, "keep_every_steps": 3}
+    planned = train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 8}, checkpoint=checkpoint))
+    assert [step_of(p) for p in complete_directories(planned.directory / "checkpoints")] == [3, 6, 7, 8]
+
+
+def test_no_pickle_is_in_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    planned = train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 2}))
+    names = {p.name for p in complete_directories(planned.directory / "checkpoints")[-1].iterdir()}
+    assert names == {
+        "model.safetensors",
+        "ema.safetensors",
+        "optimizer.safetensors",
+        "snapshot.json",
+        "state.json",
+        "COMPLETE.json",
+    }
