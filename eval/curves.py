@@ -81,7 +81,12 @@ def _finish(axes: Axes, x_label: str, y_label: str, values: Sequence[float], num
         axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.02, y=0.15)
+        axes.tick_params(which="minor", length=0)
+        axes.margins(x=0.02, y=0.15)
+    else:
+        axes.margins(x=0.02, y=0.15)
+        if positive and len(positive) == len(values):
+            axes.set_ylim(bottom=0)
     axes.set_xlabel(x_label, color=_INK)
     axes.set_ylabel(y_label, color=_INK)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 _TARGET_PIXELS = 512
-_GAP = 1
+_PAPER = 255
 
 
 def make_grid(images: Tensor, columns: int = 8) -> Image.Image:
@@ -23,8 +23,9 @@ def make_grid(images: Tensor, columns: int = 8) -> Image.Image:
     rows = -(-min(num_images, columns**2) // columns)
     zoom = max(1, _TARGET_PIXELS // (columns * width))
     shown = images[: rows * columns].repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    cell_height, cell_width = height * zoom + _GAP, width * zoom + _GAP
-    canvas = torch.full((channels, rows * cell_height - _GAP, columns * cell_width - _GAP), 128, dtype=torch.uint8)
+    gap = max(2, zoom * width // 12)
+    cell_height, cell_width = height * zoom + gap, width * zoom + gap
+    canvas = torch.full((channels, rows * cell_height - gap, columns * cell_width - gap), _PAPER, dtype=torch.uint8)
     for place, image in enumerate(shown):
         top, left = place // columns * cell_height, place % columns * cell_width
         canvas[:, top : top + height * zoom, left : left + width * zoom] = image

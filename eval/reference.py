@@ -6,6 +6,7 @@ mode, the precision. Features themselves are kept too, for the metrics that comp
 
 import os
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ class ReferenceCache:
     ) -> FeatureStatistics:
         """Statistics of every image of the data set; `beat` is called while it takes long (it renews a claim)."""
         path = self._path(protocol, "statistics")
+        _drop_damaged(path, FeatureStatistics.load)
         if not path.exists():
             images = open_images()
             statistics = FeatureStatistics.empty(extractor.dimension)
@@ -64,6 +66,7 @@ class ReferenceCache:
     ) -> np.ndarray:
         """Features (num_images, D) float32 of at most MAX_REFERENCE_FEATURES images, evenly spaced."""
         path = self._path(protocol, "features")
+        _drop_damaged(path, _load_features)
         if not path.exists():
             images = open_images()
             num_kept = min(len(images), MAX_REFERENCE_FEATURES)
@@ -73,8 +76,7 @@ class ReferenceCache:
                 rows.append(extractor(batch).to(torch.float32).numpy())
                 beat()
             self._store(path, lambda temporary: _save_features(temporary, np.concatenate(rows)))
-        with np.load(path, allow_pickle=False) as data:
-            return np.asarray(data["features"])
+        return _load_features(path)
 
     def _path(self, protocol: Protocol, kind: str) -> Path:
         if protocol.reference_digest is None:
@@ -104,3 +106,21 @@ def image_batches(images: ImageSource, indices: range | list[int]) -> Iterator[T
 def _save_features(path: Path, features: np.ndarray) -> None:
     with open(path, "wb") as file:
         np.savez(file, features=features)
+
+
+def _load_features(path: Path) -> np.ndarray:
+    """Raises ValueError for a file that is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return np.asarray(data["features"])
+    except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} holds no features: {error}") from error
+
+
+def _drop_damaged(path: Path, load: Callable[[Path], object]) -> None:
+    """A cache file that cannot be read is removed, to be made again."""
+    if path.exists():
+        try:
+            load(path)
+        except ValueError:
+            path.unlink(missing_ok=True)

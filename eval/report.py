@@ -63,13 +63,20 @@ def protocol_charts(
         for result in run["evaluations"]
         if result["protocol"]["digest"] == protocol["digest"]
     ]
+    longest = max((row["training_hours"] or 0 for row in rows), default=0)
+    hours, unit = (60, "minutes") if longest < 3 else (1, "hours")
     charts = {}
-    for key, label in (("step", "step"), ("num_images_seen", "images seen"), ("training_hours", "hours")):
+    for key, label, scale in (
+        ("step", "step", 1),
+        ("num_images_seen", "images seen", 1),
+        ("training_hours", f"{unit} since the start of training", hours),
+    ):
         series: dict[str, list] = {}
         for row in rows:
             if row[key] is not None:
-                series.setdefault(row["run"], []).append(_point(row[key], row))
-        charts[key] = distance_chart(series, label, title, colours, wide=key == "step") if series else ""
+                series.setdefault(row["run"], []).append(_point(row[key] * scale, row))
+        drawn = any(len(points) > 1 for points in series.values())
+        charts[key] = distance_chart(series, label, title, colours, wide=key == "step") if drawn else ""
     best = min if from_description(protocol).lower_is_better else max
     return {
         "protocol": protocol,

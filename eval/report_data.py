@@ -48,7 +48,7 @@ def collect_run(directory: Path) -> dict[str, Any]:
         "num_parameters": run.get("num_parameters"),
         "num_steps": run.get("num_steps"),
         "finished": (directory / "FINISHED.json").exists(),
-        "versions": {**run.get("versions", {}), **(results[-1].get("versions", {}) if results else {})},
+        "versions": {**run.get("versions", {}), **(evaluations[-1].get("versions", {}) if evaluations else {})},
         "checkpoints": [path.name for path in complete_directories(directory / "checkpoints")],
         "curves": curves,
         "evaluations": evaluations,
@@ -77,7 +77,7 @@ def config_differences(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 
 def thin(points: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
     """At most MAX_CURVE_POINTS of them, evenly chosen, the last one always among them."""
-    stride = -(-len(points) // MAX_CURVE_POINTS)
+    stride = -(-len(points) // (MAX_CURVE_POINTS - 1))
     if stride <= 1:
         return list(points)
     return [*points[: len(points) - 1 : stride], points[-1]]

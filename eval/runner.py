@@ -32,6 +32,8 @@ class Runner:
     run_blocks: RunBlocks = run_here
     clock: Callable[[], float] = time.time
     stop_requested: Callable[[], bool] = field(default=lambda: False)
+    upload: Callable[[Path], None] = field(default=lambda run_directory: upload(run_directory))
+    """Sends a run's spool to MLflow; what it cannot send must stay in the spool."""
 
     def run(self, job: Job) -> dict[str, Any] | None:
         """The job's result, or None if another evaluator has it or a stop was requested in the middle.
@@ -53,7 +55,7 @@ class Runner:
             if result["status"] == DONE:
                 discard_work(self._evaluation(job))
                 _spool_result(job, result)
-        upload(job.run_directory)
+        self.upload(job.run_directory)
         return result
 
     def _evaluate(self, job: Job, claim: Claim, attempts: int) -> dict[str, Any]:
@@ -150,5 +152,5 @@ def _spool_result(job: Job, result: dict[str, Any]) -> None:
     spool = Spool(job.run_directory, f"eval-{job.checkpoint.name}-{job.protocol.digest[:12]}")
     spool.metrics(metric_values(result), job.step)
     spool.artifact(grid_path(job.run_directory, job.checkpoint.name, job.protocol), f"samples/step-{job.step:08d}")
-    spool.artifact(job.result_path, "evaluations")
+    spool.artifact(job.result_path, f"evaluations/step-{job.step:08d}")
     spool.close()

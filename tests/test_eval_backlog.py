@@ -6,7 +6,6 @@ import os
 import time
 
 import pytest
-from eval_support import make_checkpoint, make_run
 
 from cluster.storage import remove_directory
 from eval.backlog import MAX_ATTEMPTS, Selection, find_runs, is_final, jobs_of_run, pending_jobs
@@ -14,6 +13,7 @@ from eval.claims import Claim, held_checkpoints, try_claim
 from eval.errors import LostClaimError
 from eval.protocol import parse_protocol
 from eval.results import write_result
+from tests.eval_support import make_checkpoint, make_run
 
 PROTOCOLS = [parse_protocol("fd_efficientnet_lite0_16"), parse_protocol("kd_efficientnet_lite0_16")]
 
