@@ -66,7 +66,7 @@ class TimeEmbedding(nn.Module):
         self.lin2 = nn.Linear(time_channels, time_channels)
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
-        features = sinusoidal_embedding(t, self.channels).to(self.lin1.weight.dtype)
+        features = sinusoidal_embedding(t, self.channels, self.lin1.weight.dtype)
         return self.lin2(F.silu(self.lin1(features)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def _images(source: Path) -> Iterator[tuple[str, np.ndarray]]:
         if not shards:
             for file in sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES):
                 yield str(file), _decode(file.read_bytes(), str(file))
-    elif source.suffix in (".npz", ".npy"):
+    elif source.suffix in (".npz", ".npy") and source.is_file():
         images = _load_array(source)
         yield from ((f"{source}, image {number}", image) for number, image in enumerate(images))
     elif source.suffix == ".tar" and source.is_file():
@@ -69,13 +70,13 @@ def _shard_images(shard: Path) -> Iterator[tuple[str, np.ndarray]]:
 def _load_array(source: Path) -> np.ndarray:
     try:
         loaded = np.load(source, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            names = loaded.files
-            if "images" not in names and len(names) != 1:
-                raise ValueError(f"{source} holds the arrays {', '.join(names)}: one of them must be named images")
-            loaded = loaded["images" if "images" in names else names[0]]
-    except (EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{source} is not a readable array file: {error}") from error
+    if isinstance(loaded, np.lib.npyio.NpzFile):
+        names = loaded.files
+        if "images" not in names and len(names) != 1:
+            raise ValueError(f"{source} holds the arrays {', '.join(names)}: one of them must be named images")
+        loaded = loaded["images" if "images" in names else names[0]]
     if loaded.dtype != np.uint8 or loaded.ndim not in (3, 4):
         raise ValueError(f"{source} holds {loaded.dtype} of shape {loaded.shape}: it must be uint8 (N, H, W, C)")
     return loaded

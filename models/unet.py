@@ -210,19 +210,20 @@ class TimeEmbedding(nn.Module):
         self.dense2 = nn.Linear(time_channels, time_channels)
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
-        features = sinusoidal_embedding(t, self.channels).to(self.dense1.weight.dtype)
+        features = sinusoidal_embedding(t, self.channels, self.dense1.weight.dtype)
         return self.dense2(F.silu(self.dense1(features)))
 
 
-def sinusoidal_embedding(t: torch.Tensor, channels: int) -> torch.Tensor:
-    """(B,) timesteps -> (B, channels) float64: sin then cos of t * 10000^(-i / (channels / 2 - 1)).
+def sinusoidal_embedding(t: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:
+    """(B,) timesteps -> (B, channels) in dtype: sin then cos of t * 10000^(-i / (channels / 2 - 1)).
 
-    In float64 whatever the network's dtype: at t = 999 a float32 angle is off by up to 6e-5.
+    The angles are computed in float32, as weights of that dtype were trained with, or float64 where asked for.
     """
     half = channels // 2
-    exponents = torch.arange(half, dtype=torch.float64, device=t.device) / (half - 1)
-    angles = t.to(torch.float64)[:, None] * torch.exp(-math.log(10000.0) * exponents)[None, :]
-    return torch.cat((angles.sin(), angles.cos()), dim=1)
+    precision = torch.promote_types(dtype, torch.float32)
+    exponents = -math.log(10000.0) * torch.arange(half, dtype=precision, device=t.device) / (half - 1)
+    angles = t.to(precision)[:, None] * exponents.exp()[None, :]
+    return torch.cat((angles.sin(), angles.cos()), dim=1).to(dtype)
 
 
 def check_input(x_t: torch.Tensor, t: torch.Tensor, config: ModelConfig) -> None:

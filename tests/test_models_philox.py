@@ -129,7 +129,6 @@ def test_wrong_arguments_are_refused(call):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_bits_are_the_same_on_a_gpu_and_normals_in_float32():
     index = torch.arange(64)
     assert torch.equal(

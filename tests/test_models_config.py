@@ -1,0 +1,68 @@
+"""Configurations: what is allowed, and what a user is told otherwise."""
+
+import dataclasses
+import json
+
+import pytest
+
+from models.config import DiffusionConfig, ModelConfig
+
+
+def test_configs_survive_json():
+    model = ModelConfig(
+        image_size=64, attention_resolutions=(16, 8), architecture="annotated", channel_multipliers=(1, 2, 2, 2)
+    )
+    assert ModelConfig(**json.loads(json.dumps(dataclasses.asdict(model)))) == model
+    diffusion = DiffusionConfig(schedule="cosine", variance="fixedsmall", num_timesteps=7)
+    assert DiffusionConfig(**json.loads(json.dumps(dataclasses.asdict(diffusion)))) == diffusion
+
+
+def test_widths_are_absolute_in_the_paper_and_cumulative_in_the_tutorial():
+    assert ModelConfig(channel_multipliers=(1, 2, 2, 4)).level_channels == (128, 256, 256, 512)
+    tutorial = ModelConfig(architecture="annotated", base_channels=64, channel_multipliers=(1, 2, 2, 4))
+    assert tutorial.level_channels == (64, 128, 256, 1024)
+    assert tutorial.level_resolutions == (32, 16, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"architecture": "dit"}, ["architecture is 'dit'", "ddpm, annotated"]),
+        ({"base_channels": 48}, ["48", "multiple of 32"]),
+        ({"base_channels": 0}, ["base_channels is 0", "at least 1"]),
+        ({"base_channels": True}, ["base_channels is True"]),
+        ({"image_size": 28}, ["28", "halved 3 times", "multiple of 8"]),
+        ({"image_size": 8}, ["attention_resolutions has 16", "8, 4, 2, 1"]),
+        ({"attention_resolutions": (16, 5)}, ["attention_resolutions has 5", "32, 16, 8, 4"]),
+        ({"attention_resolutions": 16}, ["attention_resolutions is 16", "list"]),
+        ({"channel_multipliers": ()}, ["channel_multipliers is empty"]),
+        ({"channel_multipliers": (1, 0)}, ["a value of channel_multipliers is 0"]),
+        ({"channel_multipliers": (1, 1.5)}, ["1.5"]),
+        ({"num_res_blocks": -1}, ["num_res_blocks is -1"]),
+        ({"dropout": 1.0}, ["dropout is 1.0", "[0, 1)"]),
+        ({"dropout": float("nan")}, ["dropout is nan"]),
+        ({"dropout": "0.1"}, ["dropout is '0.1'"]),
+    ],
+)
+def test_networks_that_cannot_be_built_are_refused(changes, parts):
+    with pytest.raises(ValueError, match=r".") as caught:
+        ModelConfig(**changes)
+    assert all(part in str(caught.value) for part in parts), caught.value
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"num_timesteps": 1}, "at least 2"),
+        ({"num_timesteps": 10.0}, "whole number"),
+        ({"schedule": "sigmoid"}, "linear, cosine"),
+        ({"variance": "learned"}, "fixedlarge, fixedsmall"),
+        ({"beta_start": 0.0}, "strictly between 0 and 1"),
+        ({"beta_end": 1.0}, "strictly between 0 and 1"),
+        ({"beta_start": 0.5}, "must not fall"),
+    ],
+)
+def test_processes_that_make_no_sense_are_refused(changes, part):
+    with pytest.raises(ValueError, match=part):
+        DiffusionConfig(**changes)
