@@ -1,0 +1,172 @@
+"""Inception features against clean-fid's own functions: same images, same weights file, both modes.
+
+The published network cannot be had without a network, so a TorchScript file of the same interface stands in; the test
+that needs the published one runs where $RAYDDPM_WEIGHTS holds it.
+"""
+
+import hashlib
+import os
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from eval.errors import BlockedError
+from eval.features import build_extractor
+from eval.inception import resize_clean
+from eval.protocol import parse_protocol
+from eval.scores import kernel_distance
+from eval.statistics import FeatureStatistics, statistics_distance
+from eval.weights import INCEPTION_FILE
+
+MODES = {"clean": "fid_clean_10k", "legacy_tensorflow": "fid_tf_10k"}
+
+
+class Layers(nn.Module):
+    """(B, 3, 299, 299) normalised -> (B, 2048), as the published file's `layers`."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 24, 9, stride=6)
+        self.wide = nn.Linear(24 * 16, 2048)
+        self.pool = nn.AdaptiveAvgPool2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.wide(self.pool(torch.relu(self.conv(x))).flatten(1)))
+
+
+class StandIn(nn.Module):
+    """The published file's interface: resizes by itself, gives features or probabilities of 1008 classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = Layers()
+        self.output = nn.Linear(2048, 1008)
+
+    def forward(self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False) -> torch.Tensor:
+        x = nn.functional.interpolate(img.to(torch.float32), size=(299, 299), mode="bilinear", align_corners=False)
+        features = self.layers((x - 128) / 128)
+        if return_features:
+            return features
+        logits = nn.functional.linear(features, self.output.weight) if no_output_bias else self.output(features)
+        return logits.softmax(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("weights")
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        torch.jit.script(StandIn().eval()).save(str(folder / INCEPTION_FILE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """40 smooth images of 48 px: noise alone would look the same to every resizer."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.rand(40, 3, 6, 6, generator=generator)
+    fine = nn.functional.interpolate(coarse, size=(48, 48), mode="bicubic")
+    return (fine.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def picture_folder(images, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for index, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index:03d}.png")
+    return folder
+
+
+def ours(folder, mode, images, family="fid"):
+    sha256 = hashlib.sha256((folder / INCEPTION_FILE).read_bytes()).hexdigest()
+    protocol = replace(parse_protocol(MODES[mode].replace("fid", family)), extractor_sha256=sha256)
+    return build_extractor(protocol, folder)(images)
+
+
+def theirs(folder, mode, picture_folder):
+    from cleanfid.fid import get_folder_features
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = InceptionV3W(str(folder), download=False, resize_inside=mode == "legacy_tensorflow").eval()
+        return get_folder_features(
+            str(picture_folder),
+            model,
+            num_workers=0,
+            batch_size=7,
+            device=torch.device("cpu"),
+            mode=mode,
+            verbose=False,
+        )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_features_fid_and_kid_equal_clean_fids(folder, images, picture_folder, mode):
+    from cleanfid.fid import fid_from_feats
+    from cleanfid.fid import kernel_distance as clean_fid_kernel_distance
+
+    features, expected = ours(folder, mode, images).numpy(), theirs(folder, mode, picture_folder)
+    assert features.shape == expected.shape == (40, 2048)
+    np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    # Few features of many, as fid_from_feats takes minutes for the 2048 x 2048 square root.
+    few, expected = features[:, :30], expected[:, :30].astype(np.float64)
+    halves = [FeatureStatistics.of(part) for part in (few[:18], few[18:])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert statistics_distance(*halves) == pytest.approx(fid_from_feats(expected[:18], expected[18:]), rel=1e-4)
+    np.random.seed(3)
+    reference = clean_fid_kernel_distance(expected[:20], expected[20:], num_subsets=20, max_subset_size=12)
+    value, _ = kernel_distance(few[:20], few[20:], seed=3, num_subsets=20, max_subset_size=12)
+    assert value == pytest.approx(reference, rel=1e-4)
+
+
+def test_the_clean_resizer_is_clean_fids(images):
+    from cleanfid.resize import build_resizer
+
+    resize = build_resizer("clean")
+    expected = np.stack([resize(image.permute(1, 2, 0).numpy()) for image in images[:5]]).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(resize_clean(images[:5]).numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_the_modes_differ_and_both_ignore_the_batch(folder, images):
+    features = {mode: ours(folder, mode, images) for mode in MODES}
+    assert not torch.allclose(features["clean"], features["legacy_tensorflow"])
+    for mode, whole in features.items():
+        parts = torch.cat([ours(folder, mode, part) for part in images.split([1, 22, 17])])
+        assert torch.equal(whole, parts)
+
+
+def test_the_inception_score_sees_probabilities_without_the_output_bias(folder, images):
+    probabilities = ours(folder, "clean", images[:4], family="is")
+    module = torch.jit.load(str(folder / INCEPTION_FILE))
+    with torch.inference_mode():
+        pixels = resize_clean(images[:4])
+        expected = module(pixels, no_output_bias=True)
+    assert probabilities.shape == (4, 1008)
+    torch.testing.assert_close(probabilities.float(), expected, rtol=1e-4, atol=1e-7)
+    assert probabilities.sum(1).numpy() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_file_that_is_not_the_one_the_protocol_names_is_never_loaded(folder):
+    with pytest.raises(BlockedError, match="sha256"):
+        build_extractor(parse_protocol("fid_clean_10k"), folder)
+
+
+@pytest.mark.skipif(
+    not (Path(os.environ.get("RAYDDPM_WEIGHTS", "/nonexistent")) / INCEPTION_FILE).is_file(),
+    reason="the published Inception weights are not on this machine (python -m eval fetch-weights)",
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_features_of_the_published_network_equal_clean_fids(images, picture_folder, mode):
+    folder = Path(os.environ["RAYDDPM_WEIGHTS"])
+    features = build_extractor(parse_protocol(MODES[mode]), folder)(images).numpy()
+    np.testing.assert_allclose(features, theirs(folder, mode, picture_folder), rtol=1e-4, atol=1e-5)
