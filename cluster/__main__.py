@@ -48,7 +48,7 @@ def upload(run_directory: Path) -> None:
     print(f"sent {Uploader(run_directory).drain()} events")
 
 
-def demo(subject: Literal["digits", "faces"] = "digits") -> None:
+def demo(subject: Literal["digits", "faces"]) -> None:
     """Train, evaluate and report on images that need no download, in a few minutes on 2 cores.
 
     Args:
@@ -97,7 +97,14 @@ def main(arguments: list[str]) -> int:
                 print(_SUBMIT_HELP)
                 return 0 if set(arguments[1:]) & {"-h", "--help"} else 2
             return submit(arguments[2:])
-        commands: dict[str, Any] = {"up": up, "down": down, "status": status, "submit": submit, "upload": upload, "demo": demo}
+        commands: dict[str, Any] = {
+            "up": up,
+            "down": down,
+            "status": status,
+            "submit": submit,
+            "upload": upload,
+            "demo": demo,
+        }
         auto_cli(commands, args=arguments, prog="python -m cluster", description=__doc__)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,7 +15,9 @@ from cluster.submit import Jobs
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PRESETS = {"digits": "demo", "faces": "demo_faces"}
-_PROTOCOL = "fd_efficientnet_lite0_512"
+_IMAGE_SIZES = {"digits": 8, "faces": 16}
+_PROTOCOL = "fd_efficientnet_lite0_512_ddim20"
+_NUM_SAMPLING_STEPS = 100
 _START_SECONDS = 120.0
 
 
@@ -33,7 +35,7 @@ def run_demo(subject: Literal["digits", "faces"], folder: Path = _ROOT) -> None:
     run_directory = storage / f"demo-{subject}"
     report = folder / "reports" / f"demo-{subject}.html"
     _say("1/5", f"packing {subject} into WebDataset shards")
-    _command("-m", "data_pipeline", "demo", subject, str(data))
+    _command("-m", "data_pipeline", "demo", subject, str(data), "--image-size", str(_IMAGE_SIZES[subject]))
     ours = local.find() is None
     _say("2/5", "starting Ray on loopback" if ours else "using the Ray cluster that runs already")
     cluster = local.up()
@@ -45,9 +47,8 @@ def run_demo(subject: Literal["digits", "faces"], folder: Path = _ROOT) -> None:
     _say("4/5", "sampling from the averaged weights")
     samples = run_directory / "samples"
     newest = complete_directories(run_directory / "checkpoints")[-1]
-    _command(
-        "-m", "models", "sample", str(newest), *("--num-images", "256"), *("--seed", "0"), *("--output", str(samples))
-    )
+    how = ("--num-images", "256", "--num-sampling-steps", str(_NUM_SAMPLING_STEPS))
+    _command("-m", "models", "sample", str(newest), *how, "--output", str(samples))
     _say("5/5", "writing the report")
     report.parent.mkdir(exist_ok=True)
     _command("-m", "eval", "report", str(run_directory), "--output", str(report))
@@ -70,7 +71,7 @@ def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, storage: Path, run
     evaluate = shlex.join(
         [
             *("python", "-m", "eval", "serve", str(storage), "--run", run_directory.name),
-            *("--protocol", _PROTOCOL, "--until-finished"),
+            *("--protocol", _PROTOCOL, "--num-threads", "1", "--until-finished"),
         ]
     )
     _say("3/5", f"ray job submit --working-dir . -- {train}")

@@ -1,6 +1,7 @@
 """Jobs: what `ray job submit --working-dir . -- COMMAND` does, from Python."""
 
 import contextlib
+import logging
 import os
 import subprocess
 from pathlib import Path
@@ -17,8 +18,11 @@ class Jobs:
     def __init__(self, dashboard: str):
         # Ray reads the authentication mode when it is imported, so it is set first.
         os.environ.update(client_environment())
+        # Its own default, said aloud; else it warns about it at every submission.
+        os.environ.setdefault("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", ".git,.venv,venv,__pycache__")
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray").setLevel(logging.WARNING)
         self._client = JobSubmissionClient(dashboard)
 
     def submit(self, entrypoint: str, environment: dict[str, str] | None = None) -> str:

@@ -32,16 +32,28 @@ def demo() -> Config:
             image_channels=1,
             base_channels=32,
             channel_multipliers=(1, 2),
+            num_res_blocks=1,
             attention_resolutions=(4,),
             dropout=0.0,
         ),
-        diffusion=DiffusionConfig(variance="fixedlarge"),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=100),
         # A constant 0.9999 would still be mostly the initial weights after so short a run.
         ema=EmaConfig(decay=0.999, warmup=True),
-        train=TrainConfig(num_steps=3000, global_batch_size=128, log_every_steps=25),
-        checkpoint=CheckpointConfig(every_steps=500, keep_every_steps=1),
+        train=TrainConfig(num_steps=2400, global_batch_size=64, log_every_steps=25),
+        checkpoint=CheckpointConfig(every_steps=300, keep_every_steps=1),
         workers=WorkersConfig(num_workers=2, use_gpu=False),
+    )
+
+
+def demo_faces() -> Config:
+    """Drawn faces at 16 px on two CPU workers, in about three minutes: a look at the pipeline in colour."""
+    base = demo()
+    return replace(
+        base,
+        data=DataConfig(path="demo:faces?image_size=16"),
+        model=replace(base.model, image_size=16, image_channels=3, attention_resolutions=(8,)),
+        train=replace(base.train, num_steps=900),
+        checkpoint=replace(base.checkpoint, every_steps=150),
     )
 
 
@@ -116,5 +128,6 @@ def celeba32() -> Config:
 
 
 PRESETS: dict[str, Callable[[], Config]] = {
-    preset.__name__: preset for preset in (demo, cifar10, celebahq256, celebahq64, lsun256, mnist32, celeba32)
+    preset.__name__: preset
+    for preset in (demo, demo_faces, cifar10, celebahq256, celebahq64, lsun256, mnist32, celeba32)
 }
