@@ -6,14 +6,17 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from eval.command_line import Command, run_command
 from eval.protocol import parse_protocol
-from eval.settings import EvaluationSettings
+from eval.settings import EvaluationSettings, PoolSettings
+
+if TYPE_CHECKING:
+    from eval.evaluation import RunBlocks
 
 DEFAULT_PROTOCOL = "fd_efficientnet_lite0_5k"
-_DEFAULTS = EvaluationSettings()
+_DEFAULTS, _NO_POOL = EvaluationSettings(), PoolSettings()
 
 
 def run(
@@ -21,6 +24,7 @@ def run(
     protocol: str = DEFAULT_PROTOCOL,
     checkpoint: int | None = None,
     settings: EvaluationSettings = _DEFAULTS,
+    pool: PoolSettings = _NO_POOL,
 ) -> int:
     """Evaluate one checkpoint of a run and print its number.
 
@@ -43,7 +47,7 @@ def run(
         which = "no complete checkpoint" if checkpoint is None else f"no complete checkpoint at step {checkpoint}"
         raise FileNotFoundError(f"{run_directory} has {which}; there are: {known}")
     job = wanted[0]
-    result = Runner(settings).run(job)
+    result = Runner(settings, _run_blocks(pool)).run(job)
     if result is None:
         raise ValueError(f"step {job.step} is being evaluated by another process; wait for it or stop it")
     print(describe_result(job, result))
@@ -61,6 +65,7 @@ def serve(
     until_finished: bool = False,
     poll_seconds: float = 2.0,
     settings: EvaluationSettings = _DEFAULTS,
+    pool: PoolSettings = _NO_POOL,
 ) -> int:
     """Evaluate the checkpoints of every run below a storage folder, as they come.
 
@@ -83,7 +88,7 @@ def serve(
     selection = Selection(every_steps, order=order)
     _log_to_stdout()
     stop = _stop_on_signals()
-    runner = Runner(settings, stop_requested=stop.is_set)
+    runner = Runner(settings, _run_blocks(pool), stop_requested=stop.is_set)
     service = Service(storage.resolve(), protocols, selection, runner, run, poll_seconds, stop)
     if once:
         service.run_once()
@@ -105,6 +110,16 @@ def report(run_directories: list[Path], output: Path = Path("report.html")) -> N
         _check_run(directory)
     write_report([directory.resolve() for directory in run_directories], output)
     print(output)
+
+
+def _run_blocks(pool: PoolSettings) -> "RunBlocks":
+    from eval.evaluation import run_here
+
+    if pool.num_actors == 0:
+        return run_here
+    from eval.service_pool import RayPool
+
+    return RayPool(pool)
 
 
 def _check_run(run_directory: Path) -> None:

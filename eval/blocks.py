@@ -6,46 +6,75 @@ it was and, since blocks are combined in the order of their ids, ends at the sam
 
 import os
 import uuid
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eval.features import build_extractor
+from data_pipeline.shards import Dataset
+from eval.features import FeatureExtractor, build_extractor
 from eval.protocol import Protocol
-from eval.sampling import sample_images
+from eval.run_data import open_images
+from eval.sampling import bits_per_dim, sample_images
 from eval.settings import EvaluationSettings
-from models.snapshot import load_snapshot
+from models.snapshot import Snapshot, load_snapshot
 
 NUM_PREVIEW_IMAGES = 64
 """The first images of every evaluation are kept for its grid."""
 
 
 class BlockWorker:
-    """Samples blocks of one evaluation and writes their features. One lives in each process that takes part."""
+    """Works out blocks of one evaluation: samples and their features, or scores of real images.
+
+    One lives in each process that takes part.
+    """
 
     def __init__(self, checkpoint: Path, protocol: Protocol, folder: Path, settings: EvaluationSettings):
-        """Raises BlockedError if the extractor's weights are missing: before anything is sampled."""
+        """Cheap: networks and data are loaded by the first block, so that what they raise is raised by `run`."""
+        self._checkpoint, self._protocol, self._folder, self._settings = checkpoint, protocol, folder, settings
         if settings.num_threads is not None:
             torch.set_num_threads(settings.num_threads)
-        self._extractor = build_extractor(protocol, settings.weights_folder, settings.torch_device())
-        self._snapshot = load_snapshot(checkpoint, settings.torch_device())
-        self._protocol, self._folder, self._settings = protocol, folder, settings
+
+    @cached_property
+    def _snapshot(self) -> Snapshot:
+        return load_snapshot(self._checkpoint, self._settings.torch_device())
+
+    @cached_property
+    def _extractor(self) -> FeatureExtractor:
+        return build_extractor(self._protocol, self._settings.weights_folder, self._settings.torch_device())
+
+    @cached_property
+    def _images(self) -> Dataset:
+        images = open_images(self._checkpoint.parent.parent)
+        if len(images) < self._protocol.num_samples:
+            raise ValueError(f"{self._protocol.name} scores more images than the {len(images)} of the data set")
+        return images
 
     def run(self, block: int) -> int:
-        """Sample and featurise one block; returns the number of images. A block that is there already is left alone."""
+        """Work out one block; returns the number of images. A block that is there already is left alone."""
         size = self._settings.block_images
         first = block * size
         count = min(size, self._protocol.num_samples - first)
         if block_path(self._folder, block).exists():
             return count
+        rows = self._features(block, first, count) if self._protocol.needs_samples else self._scores(first, count)
+        _write(block_path(self._folder, block), rows)
+        return count
+
+    def _features(self, block: int, first: int, count: int) -> np.ndarray:
         images = sample_images(self._snapshot, self._protocol, first, count, self._settings.sampling_batch_size)
         if first < NUM_PREVIEW_IMAGES:
             _write(preview_path(self._folder, block), images[: NUM_PREVIEW_IMAGES - first].numpy())
         # float32 is what the networks produce: nothing is lost, and half the bytes are written.
-        _write(block_path(self._folder, block), self._extractor(images).to(torch.float32).numpy())
-        return count
+        return self._extractor(images).to(torch.float32).numpy()
+
+    def _scores(self, first: int, count: int) -> np.ndarray:
+        """Bits per dimension of `count` images of the data set, (count, 1) float64: evenly spaced ones, in order."""
+        places = [index * len(self._images) // self._protocol.num_samples for index in range(first, first + count)]
+        pixels = torch.from_numpy(np.stack([self._images.read(place) for place in places])).permute(0, 3, 1, 2)
+        return bits_per_dim(self._snapshot, self._protocol, pixels, first).numpy()[:, None]
 
 
 def num_blocks(protocol: Protocol, settings: EvaluationSettings) -> int:
@@ -63,10 +92,10 @@ def read_features(folder: Path, protocol: Protocol, settings: EvaluationSettings
     return np.concatenate([np.load(block_path(folder, block), allow_pickle=False) for block in blocks])
 
 
-def read_preview(folder: Path) -> Tensor:
-    """The first images, uint8 (<= 64, C, H, W)."""
+def read_preview(folder: Path) -> Tensor | None:
+    """The first sampled images, uint8 (<= 64, C, H, W); None if the protocol samples none."""
     parts = [np.load(path, allow_pickle=False) for path in sorted(folder.glob("preview-*.npy"))]
-    return torch.from_numpy(np.concatenate(parts))
+    return torch.from_numpy(np.concatenate(parts)) if parts else None
 
 
 def block_path(folder: Path, block: int) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor
 from cluster.storage import read_json
 from eval.blocks import BlockWorker, missing_blocks, num_blocks, read_features, read_preview
 from eval.features import FeatureExtractor, build_extractor
-from eval.intervals import frechet_interval
+from eval.intervals import frechet_interval, mean_interval
 from eval.protocol import Protocol
 from eval.reference import OpenImages, ReferenceCache
 from eval.results import checkpoint_step, library_versions
@@ -50,8 +50,8 @@ def run_here(
 
 def evaluate(
     job: Evaluation, run_blocks: RunBlocks = run_here, beat: Callable[[], None] = lambda: None
-) -> tuple[dict[str, Any], Tensor]:
-    """The numbers of a checkpoint under a protocol, and the first sampled images, uint8 (<= 64, C, H, W).
+) -> tuple[dict[str, Any], Tensor | None]:
+    """The numbers of a checkpoint under a protocol, and the first sampled images, uint8 (<= 64, C, H, W), if any.
 
     beat: called after every block; what it raises ends the evaluation, whose finished blocks then wait to be resumed.
     Raises BlockedError if weights are missing.
@@ -62,8 +62,10 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
-    # Built here although the workers build their own: weights that are missing are noticed before any work.
-    extractor = build_extractor(protocol, settings.weights_folder, settings.torch_device())
+    extractor = None
+    if protocol.needs_samples:
+        # Built here although the workers build their own: weights that are missing are noticed before any work.
+        extractor = build_extractor(protocol, settings.weights_folder, settings.torch_device())
     missing = missing_blocks(folder, protocol, settings)
     for _ in run_blocks(job.checkpoint, protocol, folder, settings, missing):
         beat()
@@ -102,9 +104,11 @@ def _identity(job: Evaluation) -> dict[str, Any]:
 
 
 def _score(
-    job: Evaluation, features: np.ndarray, extractor: FeatureExtractor, beat: Callable[[], None]
+    job: Evaluation, features: np.ndarray, extractor: FeatureExtractor | None, beat: Callable[[], None]
 ) -> dict[str, Any]:
     protocol = job.protocol
+    if extractor is None:
+        return _bits_per_dim(job, features[:, 0])
     if protocol.metric == "inception_score":
         value, deviation = inception_score(features)
         return {"value": value, "values": {"score": value, "deviation_over_splits": deviation}, "warnings": []}
@@ -117,6 +121,16 @@ def _score(
         return {"value": value, "values": {"distance": value, "deviation_over_subsets": deviation}, **common}
     precision, recall = precision_recall(reference, features)
     return {"value": precision, "values": {"precision": precision, "recall": recall}, **common}
+
+
+def _bits_per_dim(job: Evaluation, scores: np.ndarray) -> dict[str, Any]:
+    value = float(scores.mean())
+    return {
+        "value": value,
+        "values": {"bits_per_dim": value},
+        "interval": mean_interval(scores, value, job.settings.num_bootstrap, job.protocol.seed),
+        "warnings": [],
+    }
 
 
 def _frechet(job: Evaluation, features: np.ndarray, reference: FeatureStatistics) -> dict[str, Any]:

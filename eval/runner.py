@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import read_json
 from cluster.tracking import Spool, Uploader
-from data_pipeline.shards import open_dataset
 from eval.backlog import MAX_ATTEMPTS, Job, is_final
 from eval.claims import Claim, holding
 from eval.errors import BlockedError, LostClaimError
 from eval.evaluation import Evaluation, RunBlocks, discard_work, evaluate, run_here
 from eval.grids import make_grid, write_png
-from eval.reference import ImageSource, ReferenceCache
+from eval.reference import ReferenceCache
 from eval.results import BLOCKED, DONE, FAILED, SKIPPED, grid_path, read_result, write_result
+from eval.run_data import open_images
 from eval.settings import EvaluationSettings
 
 _log = logging.getLogger(__name__)
@@ -77,7 +76,8 @@ class Runner:
             _log.debug("evaluation of %s failed", job.checkpoint, exc_info=True)
             return self._record(job, FAILED, f"{type(error).__name__}: {error}", attempts)
         claim.check()
-        write_png(grid_path(job.run_directory, job.checkpoint.name, job.protocol), make_grid(preview))
+        if preview is not None:
+            write_png(grid_path(job.run_directory, job.checkpoint.name, job.protocol), make_grid(preview))
         return {**result, **self._record(job, DONE, "", attempts)}
 
     def _record(self, job: Job, status: str, reason: str, attempts: int) -> dict[str, Any]:
@@ -113,21 +113,6 @@ def record_skip(job: Job, reason: str, clock: Callable[[], float] = time.time) -
     write_result(job.result_path, runner._record(job, SKIPPED, reason, attempts=0))
 
 
-def open_images(run_directory: Path) -> ImageSource:
-    """The run's data set. Raises ValueError if it is no longer the one the run was trained on."""
-    from data_pipeline.demo import resolve_path
-
-    run = read_json(run_directory / "run.json")
-    path = run["config"]["data"]["path"]
-    dataset = open_dataset(resolve_path(path))
-    if dataset.manifest.digest != run["manifest_digest"]:
-        raise ValueError(
-            f"data set {path} has digest {dataset.manifest.digest[:12]}, the run was trained on one of digest "
-            f"{run['manifest_digest'][:12]}; put the original data back"
-        )
-    return dataset
-
-
 def upload(run_directory: Path) -> None:
     """Send the spool to MLflow; an MLflow that is away costs a warning, the points stay in the spool."""
     try:
@@ -151,6 +136,8 @@ def _spool_result(job: Job, result: dict[str, Any]) -> None:
     # One writer per evaluation: several evaluators never share a file, and points may come in any order of steps.
     spool = Spool(job.run_directory, f"eval-{job.checkpoint.name}-{job.protocol.digest[:12]}")
     spool.metrics(metric_values(result), job.step)
-    spool.artifact(grid_path(job.run_directory, job.checkpoint.name, job.protocol), f"samples/step-{job.step:08d}")
+    grid = grid_path(job.run_directory, job.checkpoint.name, job.protocol)
+    if grid.exists():
+        spool.artifact(grid, f"samples/step-{job.step:08d}")
     spool.artifact(job.result_path, f"evaluations/step-{job.step:08d}")
     spool.close()

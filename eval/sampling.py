@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from eval.protocol import Protocol
+from models.likelihood import variational_bound
 from models.samplers import sample, to_uint8
 from models.snapshot import Snapshot
 
@@ -49,6 +50,20 @@ def _draw(snapshot: Snapshot, protocol: Protocol, indices: Tensor) -> Tensor:
             eta=protocol.eta,
         )
     return to_uint8(images).cpu()
+
+
+@torch.inference_mode()
+def bits_per_dim(snapshot: Snapshot, protocol: Protocol, images: Tensor, first: int) -> Tensor:
+    """Upper bound on the negative log-likelihood of each image in bits per dimension: (B,) float64, on the CPU.
+
+    images: uint8 (B, C, H, W); image k's noise comes from (seed, first + k). Ho et al. 2020, Eq. 5, all T terms.
+    """
+    device = next(snapshot.model.parameters()).device
+    x_0 = images.to(device, torch.float32) / 127.5 - 1
+    indices = torch.arange(first, first + len(images), device=device)
+    with _precision(device, protocol.precision):
+        bound = variational_bound(snapshot.model, snapshot.diffusion, x_0, indices, protocol.seed)
+    return bound.total.double().cpu()
 
 
 @contextlib.contextmanager

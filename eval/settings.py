@@ -39,3 +39,20 @@ class EvaluationSettings:
         if self.device == "cuda":
             raise ValueError("device=cuda: this machine has no usable GPU; give --device cpu")
         return "cpu"
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """The Ray actors that share an evaluation; their number changes how long it takes, nothing else."""
+
+    num_actors: int = 0
+    """Ray actors that sample; 0 samples in this process."""
+    cpus_per_actor: float = 1.0
+    """CPUs, or a fraction of one, that each actor reserves."""
+    gpus_per_actor: float = 0.0
+    """GPUs, or a fraction of one, that each actor reserves."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_actors", "cpus_per_actor", "gpus_per_actor"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: at least 0 is needed")

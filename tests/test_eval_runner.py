@@ -285,3 +285,34 @@ def test_a_damaged_cache_file_is_made_again(run, tmp_path):
     [path] = (tmp_path / "cache").iterdir()
     path.write_bytes(path.read_bytes()[:1000])
     assert np.array_equal(get().covariance, expected)
+
+
+def test_bits_per_dim_score_real_images_and_sample_none(run):
+    from models.likelihood import variational_bound
+
+    job = job_of(run, parse_protocol("bits_per_dim_20"))
+    result = runner().run(job)
+    snapshot, dataset = load_snapshot(job.checkpoint), open_dataset(run.parent.parent / "data")
+    images = np.stack([dataset.read(3 * place) for place in range(20)])
+    x_0 = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    bound = variational_bound(snapshot.model, snapshot.diffusion, x_0, torch.arange(20), seed=0)
+    assert result["status"] == "done"
+    assert result["value"] == pytest.approx(float(bound.total.mean()), rel=1e-5)
+    assert result["interval"]["low"] < result["value"] < result["interval"]["high"]
+    assert not grid_path(run, job.checkpoint.name, job.protocol).exists()
+    assert read_metrics(run)["eval/bits_per_dim_20"][0][:2] == (100, result["value"])
+
+
+def test_scoring_more_images_than_there_are_says_so(run):
+    result = runner().run(job_of(run, parse_protocol("bits_per_dim_1k")))
+    assert result["status"] == "failed"
+    assert "60 of the data set" in result["reason"]
+
+
+@pytest.mark.parametrize("family", ["kd_efficientnet_lite0", "is_efficientnet_lite0", "pr_efficientnet_lite0"])
+def test_every_other_metric_gives_a_finite_number(run, family):
+    result = runner().run(job_of(run, parse_protocol(f"{family}_20_ddim2")))
+    assert result["status"] == "done", result["reason"]
+    assert all(np.isfinite(value) for value in result["values"].values())
+    names = [name for name in read_metrics(run) if name.startswith(f"eval/{family}_20_ddim2")]
+    assert names

@@ -1,0 +1,20 @@
+"""The images a run was trained on, found through its run.json."""
+
+from pathlib import Path
+
+from cluster.storage import read_json
+from data_pipeline.demo import resolve_path
+from data_pipeline.shards import Dataset, open_dataset
+
+
+def open_images(run_directory: Path) -> Dataset:
+    """The run's data set. Raises ValueError if it is no longer the one the run was trained on."""
+    run = read_json(run_directory / "run.json")
+    path = run["config"]["data"]["path"]
+    dataset = open_dataset(resolve_path(path))
+    if dataset.manifest.digest != run["manifest_digest"]:
+        raise ValueError(
+            f"data set {path} has digest {dataset.manifest.digest[:12]}, the run was trained on one of digest "
+            f"{run['manifest_digest'][:12]}; put the original data back"
+        )
+    return dataset

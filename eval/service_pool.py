@@ -1,0 +1,111 @@
+"""The sampling pool: Ray actors that take blocks of image ids one after the other.
+
+The number does not depend on the actors: a block is a function of its ids, files are combined in order of ids. An actor
+that dies is replaced and its block given out again.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from cluster.launch import in_ray_job
+from eval.blocks import BlockWorker
+from eval.protocol import Protocol
+from eval.settings import EvaluationSettings, PoolSettings
+
+_MAX_REPLACEMENTS = 3
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class RayPool:
+    """Runs blocks on Ray actors; an instance is an `eval.evaluation.RunBlocks`."""
+
+    pool: PoolSettings
+
+    def __call__(
+        self, checkpoint: Path, protocol: Protocol, folder: Path, settings: EvaluationSettings, blocks: list[int]
+    ) -> Iterator[int]:
+        """Yield each block when its file is there, in the order of completion.
+
+        Raises what the work raised, and RuntimeError when actors keep dying.
+        """
+        if not blocks:
+            return
+        connect()
+        crew = _Crew(self.pool, (checkpoint, protocol, folder, settings), blocks)
+        try:
+            yield from crew.work()
+        finally:
+            crew.dismiss()
+
+
+class _Crew:
+    """The actors of one evaluation, what each is doing, and what is left to do."""
+
+    def __init__(self, pool: PoolSettings, arguments: tuple[Any, ...], blocks: list[int]):
+        self._make: Any = ray.remote(BlockWorker).options(
+            num_cpus=pool.cpus_per_actor,
+            num_gpus=pool.gpus_per_actor,
+            runtime_env={"env_vars": {"PYTHONPATH": str(_ROOT)}},
+        )
+        self._arguments = arguments
+        self._waiting = list(reversed(blocks))
+        self._actors: list[Any] = []
+        self._busy: dict[Any, tuple[Any, int]] = {}
+        self._num_replaced = 0
+        for _ in range(min(pool.num_actors, len(blocks))):
+            self._give_work(self._hire())
+
+    def work(self) -> Iterator[int]:
+        while self._busy:
+            [done], _ = ray.wait(list(self._busy), num_returns=1)
+            actor, block = self._busy.pop(done)
+            try:
+                ray.get(done)
+            except ActorDiedError as error:
+                self._replace(actor, block, error)
+            except RayTaskError as error:
+                raise error.cause from None
+            else:
+                yield block
+                self._give_work(actor)
+
+    def dismiss(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _hire(self) -> Any:
+        actor = self._make.remote(*self._arguments)
+        self._actors.append(actor)
+        return actor
+
+    def _give_work(self, actor: Any) -> None:
+        if self._waiting:
+            block = self._waiting.pop()
+            self._busy[actor.run.remote(block)] = (actor, block)
+
+    def _replace(self, actor: Any, block: int, error: Exception) -> None:
+        """A machine taken away costs a block; work that kills every actor ends here."""
+        self._num_replaced += 1
+        if self._num_replaced > _MAX_REPLACEMENTS:
+            reason = str(error).strip().partition("\n")[0]
+            raise RuntimeError(f"{self._num_replaced} sampling actors died: {reason}") from error
+        self._actors.remove(actor)
+        self._waiting.append(block)
+        self._give_work(self._hire())
+
+
+def connect() -> None:
+    """Join the Ray cluster of this job or of RAY_ADDRESS, else start one on loopback for this process."""
+    if ray.is_initialized():
+        return
+    if in_ray_job() or "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+    else:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False)

@@ -1,0 +1,82 @@
+"""The Ray pool: any number of actors, and actors that die, give the same number bit for bit."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from eval.backlog import Selection, jobs_of_run
+from eval.blocks import missing_blocks, read_features
+from eval.protocol import parse_protocol
+from eval.runner import Runner
+from eval.settings import EvaluationSettings, PoolSettings
+from tests.eval_support import make_run
+
+SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=4, num_bootstrap=2)
+PROTOCOL = parse_protocol("fd_efficientnet_lite0_16_ddim2")
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    """A cluster of this process alone."""
+    import ray
+
+    patch = pytest.MonkeyPatch()
+    patch.delenv("RAY_ADDRESS", raising=False)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+    patch.undo()
+
+
+def job_in(folder: Path):
+    return jobs_of_run(make_run(folder / "runs", steps=(100,)), [PROTOCOL], Selection())[0]
+
+
+def test_one_actor_three_actors_and_none_give_the_same_number(ray_here, tmp_path):
+    from eval.service_pool import RayPool
+
+    pools = {"none": None, "one": RayPool(PoolSettings(1)), "three": RayPool(PoolSettings(3))}
+    results = {}
+    for name, pool in pools.items():
+        options = {"run_blocks": pool} if pool else {}
+        runner = Runner(SETTINGS, upload=lambda run_directory: None, **options)
+        results[name] = runner.run(job_in(tmp_path / name))
+    assert {result["status"] for result in results.values()} == {"done"}
+    assert len({result["value"] for result in results.values()}) == 1
+    assert len({str(result["interval"]) for result in results.values()}) == 1
+
+
+def test_a_killed_actors_block_is_given_to_another(ray_here, tmp_path):
+    from eval.service_pool import RayPool
+
+    job = job_in(tmp_path)
+    folder = tmp_path / "blocks"
+    folder.mkdir()
+    blocks = RayPool(PoolSettings(1))(job.checkpoint, job.protocol, folder, SETTINGS, [0, 1, 2, 3])
+    assert next(blocks) == 0
+    os.kill(_worker_process(), signal.SIGKILL)
+    assert sorted(blocks) == [1, 2, 3]
+    assert missing_blocks(folder, job.protocol, SETTINGS) == []
+    assert np.isfinite(read_features(folder, job.protocol, SETTINGS)).all()
+
+
+def test_what_the_work_raises_reaches_the_evaluation(ray_here, tmp_path):
+    job = job_in(tmp_path)
+    weights = job.checkpoint / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    from eval.service_pool import RayPool
+
+    runner = Runner(SETTINGS, RayPool(PoolSettings(1)), upload=lambda run_directory: None)
+    result = runner.run(job)
+    assert result["status"] == "failed"
+    assert "ema.safetensors" in result["reason"]
+
+
+def _worker_process() -> int:
+    """Process id of the one living actor of this test's own cluster."""
+    [worker] = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::BlockWork")]
+    return worker.pid
