@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from eval.command_line import Command, run_command
+from eval.fetch import INCEPTION_URL, fetch
 from eval.protocol import parse_protocol
 from eval.settings import EvaluationSettings, PoolSettings
 
@@ -97,6 +98,35 @@ def serve(
     return 0
 
 
+def fetch_weights(folder: Path | None = None, url: str = INCEPTION_URL) -> None:
+    """Download the published Inception network (96 MB), checked by its sha256; a broken download goes on.
+
+    Args:
+        folder: where to keep it; $RAYDDPM_WEIGHTS or the user's cache if not given
+        url: where to get it
+    """
+    from eval.weights import INCEPTION_FILE, weights_folder
+
+    path = weights_folder(folder) / INCEPTION_FILE
+    print(f"fetched {path}" if fetch(path, url, progress=_show_progress) else f"{path} is there already")
+
+
+def import_reference(file: Path, storage: Path, num_images: int, protocol: str = "fid_clean_50k") -> None:
+    """Keep published reference statistics (clean-fid npz) for the runs of a storage folder; print their protocol.
+
+    Args:
+        file: the npz with mu and sigma
+        storage: folder that holds the runs
+        num_images: how many images the statistics were made of
+        protocol: the Fréchet distance they belong to
+    """
+    from eval.reference import ReferenceCache, reference_folder
+
+    if num_images < 2:
+        raise ValueError(f"num_images={num_images}: statistics are made of at least 2 images")
+    print(ReferenceCache(reference_folder(storage)).import_npz(file, parse_protocol(protocol), num_images).name)
+
+
 def report(run_directories: list[Path], output: Path = Path("report.html")) -> None:
     """Write a self-contained HTML report of one run or a comparison of several, and its data as JSON beside it.
 
@@ -140,7 +170,18 @@ def _stop_on_signals() -> threading.Event:
     return stop
 
 
-COMMANDS: dict[str, Command] = {"run": run, "serve": serve, "report": report}
+def _show_progress(num_bytes: int, total: int | None) -> None:
+    share = f" of {total / 1e6:.0f}" if total else ""
+    print(f"\r{num_bytes / 1e6:.0f}{share} MB", end="\n" if num_bytes == total else "", file=sys.stderr, flush=True)
+
+
+COMMANDS: dict[str, Command] = {
+    "run": run,
+    "serve": serve,
+    "report": report,
+    "fetch-weights": fetch_weights,
+    "import-reference": import_reference,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -16,6 +16,8 @@ from eval.errors import BlockedError
 from eval.protocol import Protocol
 from eval.weights import efficientnet_lite0_path
 
+FEATURE_DIMENSIONS = {"efficientnet_lite0": 1280, "inception": 2048}
+
 
 class FeatureExtractor(Interface):
     """images: uint8 (B, C, H, W) with C 1 or 3, on any device -> (B, dimension) float64 on the CPU."""

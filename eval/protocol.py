@@ -1,7 +1,8 @@
 """Protocols: everything that defines a quality number, named, and digested so that unlike numbers are never compared.
 
-A name reads `<family>_<num_samples>[_<sampler><steps>][_eta<eta>][_seed<seed>][_bf16]`; `parse_protocol` reads it back:
-`fid_clean_50k`, `fd_efficientnet_lite0_512_ddim50`. Only what differs from the default appears in a name.
+A name reads `<family>_<num_samples>[_<sampler><steps>][_eta<eta>][_seed<seed>][_bf16][_npz<digest>]`, such as
+`fid_clean_50k` or `fd_efficientnet_lite0_512_ddim50`; `parse_protocol` reads it back. Only what differs from the
+default appears in it.
 """
 
 import hashlib
@@ -63,7 +64,7 @@ class Protocol:
     reference: str = "train"
     """The images compared with: train (every image of the run's data set, unflipped) or npz (imported statistics)."""
     reference_digest: str | None = None
-    """Digest of the reference: the data set's manifest, or the npz file. None until `bind`."""
+    """Digest of the reference: the data set's manifest, or 16 digits of the npz file's sha256. None until `bind`."""
     version: int = 1
     """Raised whenever a change of code changes the number."""
 
@@ -112,7 +113,7 @@ class Protocol:
         if self.precision == "bfloat16":
             parts.append("bf16")
         if self.reference == "npz":
-            parts.append("npz" + (self.reference_digest or "")[:8])
+            parts.append(f"npz{self.reference_digest}")
         return "_".join(parts)
 
     @property
@@ -162,9 +163,10 @@ NAMES = tuple(f"{family}_{count}" for family in FAMILIES for count in _SPELLED.v
 
 _SUFFIX = re.compile(
     r"(?:_(?P<sampler>ddpm|ddim)(?P<num_sampling_steps>\d+)?)?"
-    r"(?:_eta(?P<eta>[\d.]+))?(?:_seed(?P<seed>\d+))?(?P<precision>_bf16)?"
+    r"(?:_eta(?P<eta>[\d.]+))?(?:_seed(?P<seed>\d+))?(?P<precision>_bf16)?(?:_npz(?P<npz>[0-9a-f]{16}))?"
 )
-_OVERRIDES = {field.name: field for field in fields(Protocol) if field.name not in ("metric", "version", "reference")}
+_FIXED = ("metric", "version", "reference", "reference_digest")
+_OVERRIDES = {field.name: field for field in fields(Protocol) if field.name not in _FIXED}
 
 
 def parse_protocol(text: str) -> Protocol:
@@ -203,6 +205,8 @@ def _from_name(name: str) -> Protocol:
                 eta=float(found["eta"] or 0),
                 seed=int(found["seed"] or 0),
                 precision="bfloat16" if found["precision"] else "float32",
+                reference="npz" if found["npz"] else "train",
+                reference_digest=found["npz"],
             )
     raise ValueError(
         f"protocol {name!r} is unknown; write FAMILY_N with a family of {', '.join(FAMILIES)}, "

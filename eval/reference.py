@@ -4,11 +4,12 @@ The cache is keyed by everything that defines them: the data set's manifest dige
 mode, the precision. Features themselves are kept too, for the metrics that compare images one by one.
 """
 
+import hashlib
 import os
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol as Interface
 
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.features import FeatureExtractor
+from eval.errors import BlockedError
+from eval.features import FEATURE_DIMENSIONS, FeatureExtractor
 from eval.protocol import Protocol
 from eval.statistics import FeatureStatistics
 
@@ -35,6 +37,11 @@ class ImageSource(Interface):
         ...
 
 
+def reference_folder(storage: Path) -> Path:
+    """Where the runs of a storage folder keep reference statistics."""
+    return storage / "reference-statistics"
+
+
 OpenImages = Callable[[], ImageSource]
 """Called only if what is asked for is not cached."""
 
@@ -50,6 +57,10 @@ class ReferenceCache:
     ) -> FeatureStatistics:
         """Statistics of every image of the data set; `beat` is called while it takes long (it renews a claim)."""
         path = self._path(protocol, "statistics")
+        if protocol.reference == "npz":
+            if not path.exists():
+                raise BlockedError(f"reference: {path} is missing; run `python -m eval import-reference` on its file")
+            return FeatureStatistics.load(path)
         _drop_damaged(path, FeatureStatistics.load)
         if not path.exists():
             images = open_images()
@@ -65,6 +76,8 @@ class ReferenceCache:
         self, protocol: Protocol, open_images: OpenImages, extractor: FeatureExtractor, beat: Callable[[], None]
     ) -> np.ndarray:
         """Features (num_images, D) float32 of at most MAX_REFERENCE_FEATURES images, evenly spaced."""
+        if protocol.reference == "npz":
+            raise ValueError(f"{protocol.name} needs the features of single images; published statistics hold none")
         path = self._path(protocol, "features")
         _drop_damaged(path, _load_features)
         if not path.exists():
@@ -77,6 +90,29 @@ class ReferenceCache:
                 beat()
             self._store(path, lambda temporary: _save_features(temporary, np.concatenate(rows)))
         return _load_features(path)
+
+    def import_npz(self, file: Path, protocol: Protocol, num_images: int) -> Protocol:
+        """Keep published statistics (clean-fid's npz with mu and sigma) as a reference; the protocol that uses them.
+
+        num_images: how many images they were made of, which the file does not say. Raises ValueError if the file is
+        damaged or does not fit the protocol's features.
+        """
+        try:
+            with np.load(file, allow_pickle=False) as data:
+                mean, covariance = (np.asarray(data[name], np.float64) for name in ("mu", "sigma"))
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{file} holds no published statistics (mu, sigma): {error}") from error
+        dimension = FEATURE_DIMENSIONS[protocol.extractor]
+        if protocol.metric != "frechet_distance" or covariance.shape != (dimension, dimension):
+            raise ValueError(
+                f"{file} holds a covariance of {covariance.shape}, {protocol.name} needs a Fréchet distance's "
+                f"({dimension}, {dimension})"
+            )
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        bound = replace(protocol, reference="npz", reference_digest=digest)
+        statistics = FeatureStatistics(num_images, mean, covariance * (num_images - 1))
+        self._store(self._path(bound, "statistics"), statistics.save)
+        return bound
 
     def _path(self, protocol: Protocol, kind: str) -> Path:
         if protocol.reference_digest is None:

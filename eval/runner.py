@@ -15,7 +15,7 @@ from eval.claims import Claim, holding
 from eval.errors import BlockedError, LostClaimError
 from eval.evaluation import Evaluation, RunBlocks, discard_work, evaluate, run_here
 from eval.grids import make_grid, write_png
-from eval.reference import ReferenceCache
+from eval.reference import ReferenceCache, reference_folder
 from eval.results import BLOCKED, DONE, FAILED, SKIPPED, grid_path, read_result, write_result
 from eval.run_data import open_images
 from eval.settings import EvaluationSettings
@@ -97,7 +97,7 @@ class Runner:
             job.checkpoint,
             job.protocol,
             job.work_folder,
-            ReferenceCache(job.run_directory.parent / "reference-statistics"),
+            ReferenceCache(reference_folder(job.run_directory.parent)),
             lambda: open_images(job.run_directory),
             self.settings,
         )

@@ -5,6 +5,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from data_pipeline.demo import cache_folder
 from eval.errors import BlockedError
 from eval.protocol import EFFICIENTNET_LITE0_SHA256, INCEPTION_SHA256
 
@@ -18,8 +19,7 @@ def weights_folder(configured: Path | None = None) -> Path:
         return configured.expanduser()
     if os.environ.get(WEIGHTS_VARIABLE):
         return Path(os.environ[WEIGHTS_VARIABLE]).expanduser()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "rayddpm" / "weights"
+    return cache_folder() / "weights"
 
 
 def inception_path(folder: Path | None, sha256: str = INCEPTION_SHA256) -> Path:
