@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
+    from models.config import ModelConfig
+
+NUM_SHOWN = 100
+"""Images in the grid at most."""
+PIXELS_AT_ONCE = 2**18
+LARGEST_BATCH = 256
+
 SamplerName = Literal["ddpm", "ddim", "dpm-solver++"]
 
 
@@ -20,7 +27,7 @@ def sample(
     num_sampling_steps: int | None = None,
     eta: float = 0.0,
     first_index: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     output: Path = Path("samples"),
 ) -> None:
@@ -36,7 +43,7 @@ def sample(
         num_sampling_steps: How many of the model's timesteps to visit; all by default.
         eta: Noise of ddim, from 0 (deterministic) to 1 (ancestral).
         first_index: Index of the first image, to continue an earlier set.
-        batch_size: Images made at a time; bounds the memory, does not change the images.
+        batch_size: Images made at a time; bounds the memory, does not change the images. By default fewer, the larger.
         device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
         output: Directory for the results, made if missing.
     """
@@ -49,11 +56,13 @@ def sample(
     from models.snapshot import load_snapshot
 
     _at_least("num_images", num_images, 1)
-    _at_least("batch_size", batch_size, 1)
     _at_least("first_index", first_index, 0)
+    if eta and sampler != "ddim":
+        raise ValueError(f"eta is {eta}, but only the sampler ddim has it: leave it out for {sampler}")
     loaded = load_snapshot(snapshot, choose_device(device))
     process = choose_process(loaded.diffusion, sampler, num_sampling_steps)
-    batches = torch.arange(first_index, first_index + num_images).split(batch_size)
+    num_at_once = _batch_size(batch_size, loaded.model_config)
+    batches = torch.arange(first_index, first_index + num_images).split(num_at_once)
     made = []
     with images.progress_bar("sampling", process.num_steps * len(batches)) as advance:
         for batch in batches:
@@ -62,7 +71,7 @@ def sample(
     result = np.concatenate(made)
     output.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(output / "samples.npz", images=result)
-    images.write_grid(result, output / "grid.png")
+    images.write_grid(result[:NUM_SHOWN], output / "grid.png")
     record = {
         "snapshot": str(snapshot),
         "provenance": loaded.provenance,
@@ -104,7 +113,7 @@ def likelihood(
     num_images: int | None = None,
     num_steps: int | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     output: Path | None = None,
 ) -> None:
@@ -119,7 +128,7 @@ def likelihood(
         num_images: Use the first so many images; all by default.
         num_steps: Bound the shorter chain that visits so many evenly spaced timesteps; all by default.
         seed: Noise of image i depends on the seed and i alone.
-        batch_size: Images measured at a time; bounds the memory.
+        batch_size: Images measured at a time; bounds the memory. By default fewer, the larger they are.
         device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
         output: Directory for likelihood.json and rate_distortion.png, made if missing.
     """
@@ -131,14 +140,14 @@ def likelihood(
     from models.samplers import choose_process
     from models.snapshot import load_snapshot
 
-    _at_least("batch_size", batch_size, 1)
     if num_images is not None:
         _at_least("num_images", num_images, 1)
     loaded = load_snapshot(snapshot, choose_device(device))
     process = choose_process(loaded.diffusion, "ddpm", num_steps)
     bounds = []
     first_index = 0
-    for batch in image_files.read_batches(data, loaded.model_config.image_shape, batch_size, num_images):
+    num_at_once = _batch_size(batch_size, loaded.model_config)
+    for batch in image_files.read_batches(data, loaded.model_config.image_shape, num_at_once, num_images):
         indices = torch.arange(first_index, first_index + len(batch))
         first_index += len(batch)
         x_0 = torch.from_numpy(batch).float() / 127.5 - 1.0
@@ -208,6 +217,14 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {name!r}, but this machine has {torch.cuda.device_count()} GPUs: use auto or cpu")
     return device
+
+
+def _batch_size(asked: int | None, config: ModelConfig) -> int:
+    """As asked, or what fits a few gigabytes."""
+    if asked is None:
+        return max(1, min(LARGEST_BATCH, PIXELS_AT_ONCE // config.image_size**2))
+    _at_least("batch_size", asked, 1)
+    return asked
 
 
 def _at_least(name: str, value: int, lowest: int) -> None:

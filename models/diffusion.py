@@ -31,9 +31,10 @@ def make_betas(config: DiffusionConfig) -> np.ndarray:
 class GaussianDiffusion:
     """The coefficients of the process and what follows from them.
 
-    All tables are (num_steps,) float64 tensors on the CPU; methods gather from them on the device of t and cast
-    the gathered numbers to the dtype of x once. Images are (B, C, H, W) float, in [-1, 1] when they are x_0;
-    t is (B,) int64 in [0, num_steps).
+    Its tables are attributes, (num_steps,) float64 tensors on the CPU: betas, alphas, alphas_cumprod,
+    alphas_cumprod_prev, sqrt_alphas_cumprod, posterior_variance, model_log_variance and those of _fill_tables.
+    Methods gather from them on the device of t and cast the gathered numbers to the dtype of x once. Images are
+    (B, C, H, W) float, in [-1, 1] when they are x_0; t is (B,) int64 in [0, num_steps).
 
     With `timesteps`, an increasing selection from [0, T), it is the process that visits those alone (Nichol and
     Dhariwal 2021, equation 19): t then counts within the selection, and the network is still told the original.

@@ -9,6 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import jsonargparse
@@ -24,6 +25,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": commands.import_snapshot,
 }
 
+# Path has no readable name in the help texts of jsonargparse.
+AS_TEXT: dict[Any, Any] = {Path: str, Path | None: str | None}
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command. Returns the exit code: 0, or 2 after one line `error: ...` on stderr."""
@@ -33,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         chosen = make_parser().parse_args(list(arguments))
         name = chosen.command
-        COMMANDS[name](**vars(chosen[name]))
+        COMMANDS[name](**_with_paths(COMMANDS[name], vars(chosen[name])))
     except (ValueError, OSError, jsonargparse.ArgumentError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -65,11 +69,18 @@ def _add_parameters(
 ) -> None:
     hints = get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
-        settings: dict[str, Any] = {"type": hints[name], "help": descriptions[name]}
+        settings: dict[str, Any] = {"type": AS_TEXT.get(hints[name], hints[name]), "help": descriptions[name]}
         if parameter.default is inspect.Parameter.empty:
             parser.add_argument(name, metavar=name.upper(), **settings)
         else:
             parser.add_argument("--" + name.replace("_", "-"), default=parameter.default, **settings)
+
+
+def _with_paths(function: Callable[..., None], values: dict[str, Any]) -> dict[str, Any]:
+    hints = get_type_hints(function)
+    return {
+        name: Path(value) if hints[name] in AS_TEXT and value is not None else value for name, value in values.items()
+    }
 
 
 def _one_line(error: BaseException) -> str:
