@@ -73,7 +73,8 @@ def _add_parameters(
         if parameter.default is inspect.Parameter.empty:
             parser.add_argument(name, metavar=name.upper(), **settings)
         else:
-            parser.add_argument("--" + name.replace("_", "-"), default=parameter.default, **settings)
+            default = str(parameter.default) if hints[name] is Path else parameter.default
+            parser.add_argument("--" + name.replace("_", "-"), default=default, **settings)
 
 
 def _with_paths(function: Callable[..., None], values: dict[str, Any]) -> dict[str, Any]:
