@@ -1,9 +1,13 @@
 """Starting workers: Ray Train, or plain processes without Ray. Both call the same function with a `Worker`."""
 
+import ctypes
+import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -99,7 +103,9 @@ def launch_ray(function: WorkerFunction, run_directory: Path, attempt: str, reso
         torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_seconds),
     )
     try:
-        trainer.fit()
+        # On the main thread Ray would take over SIGINT and abort the workers before their last checkpoint.
+        with ThreadPoolExecutor(1, thread_name_prefix="ray-train") as pool:
+            pool.submit(trainer.fit).result()
     except ray.train.TrainingFailedError as error:
         raise LaunchError(str(error)) from error
 
@@ -125,6 +131,8 @@ def _ray_worker(config: dict[str, Any]) -> None:
 def _local_worker(
     local_rank: int, function: WorkerFunction, run_directory: str, resources: Resources, address: str
 ) -> None:
+    if address.startswith("tcp://"):
+        _settle_in_child()
     torch.set_num_threads(resources.cpus_per_worker)
     device = torch.device("cuda", local_rank) if resources.use_gpu else torch.device("cpu")
     if resources.use_gpu:
@@ -144,6 +152,16 @@ def _local_worker(
         function(Worker(dist.get_rank(), dist.get_world_size(), device), run_directory)
     finally:
         dist.destroy_process_group()
+
+
+def _settle_in_child() -> None:
+    """The launching process turns signals into a stop after a checkpoint; when it dies, its workers must too."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _free_port() -> int:

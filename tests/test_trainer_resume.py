@@ -139,3 +139,35 @@ def test_no_pickle_is_in_a_checkpoint(data: Path, tmp_path: Path) -> None:
         "state.json",
         "COMPLETE.json",
     }
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_sigterm_ends_in_a_checkpoint_and_the_same_command_goes_on(
+    data: Path, tmp_path: Path, num_workers: int
+) -> None:
+    arguments = [
+        *("--preset", "demo", "--launcher", "local", "--data.path", str(data)),
+        *("--model.channel_multipliers", "[1]", "--model.num_res_blocks", "1", "--model.attention_resolutions", "[8]"),
+        *("--train.global_batch_size", "12", "--train.log_every_steps", "1", "--checkpoint.every_steps", "10000"),
+        *("--workers.num_workers", str(num_workers), "--run.storage", str(tmp_path), "--run.name", "run"),
+    ]
+    running = subprocess.Popen(
+        [sys.executable, "trainer/main.py", *arguments, "--train.num_steps", "100000"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not read_metrics(tmp_path / "run").get("train/loss") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    output, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert "stopped with a checkpoint" in output
+    (stopped,) = complete_directories(tmp_path / "run" / "checkpoints")
+    step = step_of(stopped)
+    assert step == read_metrics(tmp_path / "run")["train/loss"][-1][0]
+    resumed = command(*arguments, "--train.num_steps", str(step + 2))
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"training from step {step} to {step + 2}" in resumed.stderr

@@ -6,11 +6,15 @@ snapshot.json  state.json  COMPLETE.json                    see cluster/storage.
 
 import json
 import logging
+import time
 import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from cluster.storage import DamagedError, commit_directory, complete_directories, remove_directory, verify
 from models.ema import ExponentialMovingAverage
@@ -26,6 +30,28 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
+@dataclass(frozen=True)
+class Captured:
+    """All of a training state in host memory, free of the training that goes on."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    ema_progress: dict[str, float]
+    """decay, number of updates, share of the initial weights."""
+
+
+def capture(step: int, engine: DdpEngine, ema: ExponentialMovingAverage) -> Captured:
+    """Copy the state after `step` updates to the host. Collective: every rank calls it, rank 0 saves it."""
+    progress = {
+        "decay": ema.decay,
+        "num_updates": ema.update_count or 0,
+        "initial_weight_share": ema.initial_weight_share,
+    }
+    return Captured(step, engine.model_state(), engine.optimizer_state(), ema.named_state(), progress)
+
+
 class CheckpointStore:
     """The checkpoints of one run. `save` is for rank 0 alone; `restore` for all ranks."""
 
@@ -36,27 +62,30 @@ class CheckpointStore:
         self._config, self._provenance = config, provenance
         self._attempt = uuid.uuid4().hex[:8]
 
-    def save(self, step: int, engine: DdpEngine, ema: ExponentialMovingAverage) -> Path:
-        """Commit the state after `step` updates, then delete what retention no longer keeps."""
-        state = {
-            **self._provenance,
-            "step": step,
-            "ema": {
-                "decay": ema.decay,
-                "num_updates": ema.update_count,
-                "initial_weight_share": ema.initial_weight_share,
-            },
-        }
+    def save(self, captured: Captured) -> Path:
+        """Commit a captured state, then delete what retention no longer keeps. A failed write is tried once more.
 
-        def write(directory: Path) -> None:
-            save_file(engine.model_state(), directory / "model.safetensors")
-            save_file(engine.optimizer_state(), directory / "optimizer.safetensors")
-            write_snapshot(directory, ema.named_state(), self._config.model, self._config.diffusion, state)
-            (directory / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
-
-        directory = commit_directory(self._parent, f"step-{step:08d}-{self._attempt}", write, {"step": step})
+        Raises OSError, with nothing of the new checkpoint left and the old ones untouched.
+        """
+        try:
+            directory = self._commit(captured)
+        except OSError as error:
+            _log.warning("checkpoint of step %d is tried again: %s", captured.step, error)
+            directory = self._commit(captured)
         self._apply_retention(self._config.checkpoint)
         return directory
+
+    def _commit(self, captured: Captured) -> Path:
+        state = {**self._provenance, "step": captured.step, "ema": captured.ema_progress}
+
+        def write(directory: Path) -> None:
+            save_file(captured.model, directory / "model.safetensors")
+            save_file(captured.optimizer, directory / "optimizer.safetensors")
+            write_snapshot(directory, captured.ema, self._config.model, self._config.diffusion, state)
+            (directory / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
+
+        name = f"step-{captured.step:08d}-{self._attempt}"
+        return commit_directory(self._parent, name, write, {"step": captured.step})
 
     def restore(self, engine: DdpEngine, ema: ExponentialMovingAverage) -> int:
         """Load the newest checkpoint that verifies; the number of completed updates, 0 if there is none.
@@ -90,3 +119,42 @@ class CheckpointStore:
             held = any((self._evaluations / directory.name).glob("*.claim"))
             if not permanent and not held:
                 remove_directory(directory)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a finished save cost."""
+
+    step: int
+    seconds: float
+    num_bytes: int
+
+
+class BackgroundSaver:
+    """Saves in a thread while training goes on; one at a time, so that a slow disk is felt and not hidden."""
+
+    def __init__(self, store: CheckpointStore):
+        self._store = store
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[Saved] | None = None
+
+    def start(self, captured: Captured) -> None:
+        """Begin to save. The previous save must have been collected."""
+        assert self._running is None
+        self._running = self._pool.submit(self._save, captured)
+
+    def collect(self, wait: bool) -> Saved | None:
+        """The save that has ended since the last call, if any; wait: until there is none under way.
+
+        Raises OSError if it failed.
+        """
+        if self._running is None or not (wait or self._running.done()):
+            return None
+        running, self._running = self._running, None
+        return running.result()
+
+    def _save(self, captured: Captured) -> Saved:
+        started = time.perf_counter()
+        directory = self._store.save(captured)
+        num_bytes = sum(path.stat().st_size for path in directory.iterdir())
+        return Saved(captured.step, time.perf_counter() - started, num_bytes)

@@ -4,8 +4,13 @@ import difflib
 import json
 import logging
 import re
+import signal
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Literal, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -14,6 +19,7 @@ from cluster.launch import LaunchError, Resources, launch_local, launch_ray
 from cluster.progress import ProgressBar
 from cluster.tracking import BackgroundUploader
 from trainer.config import Config, to_dict
+from trainer.hooks import stop_path
 from trainer.presets import PRESETS
 from trainer.run import Plan, close_run, open_run, plan, summary
 from trainer.worker import train_worker
@@ -75,19 +81,42 @@ def _run(planned: Plan, launcher: Literal["ray", "local"]) -> int:
     status, exit_code = "FAILED", _FAILED
     with BackgroundUploader(planned.directory):
         try:
-            with ProgressBar(planned.directory):
+            with ProgressBar(planned.directory), _signals_stop(planned.directory):
                 if launcher == "ray":
                     launch_ray(train_worker, planned.directory, f"attempt-{uuid.uuid4().hex[:8]}", resources)
                 else:
                     launch_local(train_worker, planned.directory, resources)
-            status, exit_code = "FINISHED", 0
+            stopped = stop_path(planned.directory).exists()
+            status, exit_code = ("KILLED", _INTERRUPTED) if stopped else ("FINISHED", 0)
         except LaunchError as error:
             print(f"error: the workers failed: {error}", file=sys.stderr)
-        except KeyboardInterrupt:
-            status, exit_code = "KILLED", _INTERRUPTED
         finally:
             close_run(planned, status)
+    if status == "KILLED":
+        print("stopped with a checkpoint; the same command goes on from it", flush=True)
     return exit_code
+
+
+@contextmanager
+def _signals_stop(run_directory: Path) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the workers to checkpoint and end; a second one ends this process at once."""
+    path = stop_path(run_directory)
+    path.unlink(missing_ok=True)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        path.touch()
+        print("stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for number in previous:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _parser(preset: str) -> ArgumentParser:

@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import torch
@@ -13,7 +14,7 @@ from cluster.launch import Worker
 from cluster.spool import Spool
 from data_pipeline.loader import Batch, BatchStream
 from models.ema import ExponentialMovingAverage
-from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint import BackgroundSaver, CheckpointStore, Saved, capture
 from trainer.config import Config
 from trainer.engines import DdpEngine, StepResult
 from trainer.objective import Objective
@@ -85,22 +86,82 @@ class MetricsHook:
 
 
 class CheckpointHook:
-    """A checkpoint every `checkpoint.every_steps` steps and after the last."""
+    """A checkpoint every `checkpoint.every_steps` steps and after the last, written while training goes on."""
 
-    def __init__(self, config: Config, worker: Worker, engine: DdpEngine, ema: ExponentialMovingAverage,
-                 store: CheckpointStore, spool: Spool | None):  # fmt: skip
-        self._config, self._worker, self._engine, self._ema = config, worker, engine, ema
-        self._store, self._spool = store, spool
+    def __init__(
+        self,
+        config: Config,
+        engine: DdpEngine,
+        ema: ExponentialMovingAverage,
+        store: CheckpointStore,
+        spool: Spool | None,
+    ):
+        """spool: given on rank 0 alone, which writes."""
+        self._config, self._engine, self._ema, self._spool = config, engine, ema, spool
+        self._saver = BackgroundSaver(store)
+        self._last_step = 0
 
     def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
-        if step % self._config.checkpoint.every_steps and step != self._config.train.num_steps:
+        self._report(self._saver.collect(wait=False))
+        last = step == self._config.train.num_steps
+        if last or step % self._config.checkpoint.every_steps == 0:
+            self.save(step, wait=last)
+
+    def save(self, step: int, wait: bool) -> None:
+        """Checkpoint the state after `step` updates, unless that is done. Collective. wait: until it is committed."""
+        if step == self._last_step:
+            self._report(self._saver.collect(wait=wait))
             return
-        if self._spool is not None:
-            started = time.perf_counter()
-            directory = self._store.save(step, self._engine, self._ema)
-            num_bytes = sum(path.stat().st_size for path in directory.iterdir())
-            seconds = time.perf_counter() - started
-            self._spool.metrics({"checkpoint/seconds": seconds, "checkpoint/bytes": num_bytes}, step)
+        self._last_step = step
+        started = time.perf_counter()
+        captured = capture(step, self._engine, self._ema)
+        if self._spool is None:
+            return
+        self._report(self._saver.collect(wait=True))
+        self._spool.metrics({"checkpoint/stall_seconds": time.perf_counter() - started}, step)
+        self._saver.start(captured)
+        if wait:
+            self._report(self._saver.collect(wait=True))
+
+    def _report(self, saved: Saved | None) -> None:
+        if saved is not None and self._spool is not None:
+            self._spool.metrics({"checkpoint/seconds": saved.seconds, "checkpoint/bytes": saved.num_bytes}, saved.step)
+
+
+class Stopped(Exception):  # noqa: N818 (an end, not an error)
+    """Training ends early because it was asked to; raised on all workers after the same step."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+class StopHook:
+    """Ends training on all workers after the same step, once the run directory holds a STOP file."""
+
+    def __init__(self, run_directory: Path, worker: Worker):
+        self._path, self._worker = stop_path(run_directory), worker
+        self._looked = 0.0
+
+    def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
+        stop = torch.tensor(float(self._worker.rank == 0 and self._asked()), device=self._worker.device)
+        if self._worker.world_size > 1:
+            dist.broadcast(stop, src=0)
+        if stop.item():
+            raise Stopped(step)
+
+    def _asked(self) -> bool:
+        """Looks at the storage at most four times a second: it may be a network folder."""
+        now = time.monotonic()
+        if now - self._looked < 0.25:
+            return False
+        self._looked = now
+        return self._path.exists()
+
+
+def stop_path(run_directory: Path) -> Path:
+    """The file that asks a run to checkpoint and end."""
+    return run_directory / "STOP"
 
 
 def _system_values(device: torch.device) -> dict[str, float]:

@@ -18,7 +18,7 @@ from models.ema import ExponentialMovingAverage
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config, from_dict
 from trainer.engines import DdpEngine
-from trainer.hooks import CheckpointHook, MetricsHook
+from trainer.hooks import CheckpointHook, MetricsHook, StopHook, Stopped
 from trainer.loop import Hook, train
 from trainer.objective import Objective
 
@@ -51,12 +51,16 @@ def train_worker(worker: Worker, run_directory: str) -> None:
         return
     stream = open_stream(config, worker, start_step, run["manifest_digest"])
     spool = Spool(directory, "train") if worker.rank == 0 else None
+    checkpoints = CheckpointHook(config, engine, ema, store, spool)
     hooks: list[Hook] = [
         MetricsHook(config, worker, objective, engine, ema, stream, spool),
-        CheckpointHook(config, worker, engine, ema, store, spool),
+        checkpoints,
+        StopHook(directory, worker),
     ]
     try:
         train(stream, engine, ema, hooks, config.train.num_steps)
+    except Stopped as stopped:
+        checkpoints.save(stopped.step, wait=True)
     finally:
         stream.close()
         if spool is not None:
