@@ -5,6 +5,8 @@ The pickled CIFAR files are refused: reading a pickle runs whatever code it hold
 
 import gzip
 import json
+import math
+import struct
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -108,8 +110,9 @@ def _read_idx(path: Path, magic: bytes, num_dimensions: int) -> np.ndarray:
         with _open(path) as file:
             if file.read(4) != magic:
                 raise ValueError(f"{path} is not an IDX file of {num_dimensions} dimensions of bytes")
-            shape = tuple(np.frombuffer(file.read(4 * num_dimensions), dtype=">u4").astype(int).tolist())
-            num_bytes = int(np.prod(shape, dtype=object)) if len(shape) == num_dimensions else 0
+            header = file.read(4 * num_dimensions).ljust(4 * num_dimensions, b"\0")
+            shape = struct.unpack(f">{num_dimensions}I", header)
+            num_bytes = math.prod(shape)
             if not 0 < num_bytes <= _MAX_DATA_BYTES:
                 raise ValueError(f"{path} claims shape {shape}; 1 to {_MAX_DATA_BYTES} bytes are allowed")
             data = file.read(num_bytes + 1)

@@ -18,6 +18,7 @@ from data_pipeline.open_source import open_source
 from data_pipeline.order import SampleOrder
 from data_pipeline.pack import PackOptions, TaskRunner, run_in_processes
 from data_pipeline.pack import pack as pack_source
+from data_pipeline.ray_runner import run_on_ray
 from data_pipeline.shards import open_dataset
 from data_pipeline.verify import verify as verify_dataset
 
@@ -39,6 +40,7 @@ def pack(
     skip_refused: bool = False,
     follow_links: bool = False,
     num_processes: int | None = None,
+    ray: bool = False,
 ) -> None:
     """Pack images into WebDataset shards with a manifest.
 
@@ -60,6 +62,7 @@ def pack(
         skip_refused: leave out images that cannot be packed instead of failing; the report lists them
         follow_links: pack files that links in a folder point to
         num_processes: processes to use; all cores by default
+        ray: use all nodes of the Ray cluster at RAY_ADDRESS; source and dest must be paths that all nodes see
     """
     options = PackOptions(
         image_size,
@@ -73,9 +76,10 @@ def pack(
         name,
         skip_refused,
     )
-    opened = open_source(source, follow_links)
+    opened = open_source(os.path.abspath(source), follow_links)
     with _progress("packing") as told:
-        manifest = pack_source(opened, dest, options, _runner(num_processes), told)
+        runner = run_on_ray if ray else _runner(num_processes)
+        manifest = pack_source(opened, os.path.abspath(dest), options, runner, told)
     _print_packed(manifest, dest)
 
 
@@ -205,9 +209,7 @@ def _runner(num_processes: int | None) -> TaskRunner:
 
 def _print_packed(manifest: Manifest, dest: str) -> None:
     size, channels = manifest.image_size, "RGB" if manifest.image_channels == 3 else "grey"
-    print(
-        f"packed {manifest.num_samples} {channels} images of {size}x{size} into {len(manifest.shards)} shards in {dest}"
-    )
+    print(f"{dest}: {manifest.num_samples} {channels} images of {size}x{size} in {len(manifest.shards)} shards")
     print(f"digest {manifest.digest}")
     print(f"see {dest}/report.json and {dest}/preview.png")
 

@@ -57,7 +57,8 @@ class DecodedImages:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._path.unlink(missing_ok=True)
         except BlockingIOError:
-            pass  # others still use it
+            # Others still use it. The mapping has a descriptor of its own, which would keep the lock.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         self._path = None
         os.close(self._descriptor)
 

@@ -8,6 +8,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
+_MIN_CANVAS_PIXELS = 128
 
 
 class Painter:
@@ -19,7 +20,7 @@ class Painter:
     def __init__(self, size: int, roll: float = 0.0, scale: float = 1.0, shift: Point = (0.0, 0.0)) -> None:
         """size: side of the result, pixels. roll: rotation of what is drawn, radians. shift: of its middle."""
         self._size = size
-        self._canvas = size * (4 if size <= 64 else 2)
+        self._canvas = size * max(4 if size <= 64 else 2, -(-_MIN_CANVAS_PIXELS // size))
         self._soft_divisor = max(1, self._canvas // 128)
         self._cos, self._sin, self._scale, self._shift = math.cos(roll), math.sin(roll), scale, shift
         self.image = Image.new("RGB", (self._canvas, self._canvas))

@@ -95,6 +95,7 @@ class FolderSource:
                 self.refused.append(Refusal(name.encode(errors="backslashreplace").decode(), reason))
             else:
                 found.append(Entry(key_of(name), name, path.stat().st_size, name))
+        self.refused.sort()
         return unique_keys(sorted(found, key=lambda entry: entry.name))
 
     def read(self, entry: Entry) -> Sample:
@@ -108,10 +109,12 @@ class FolderSource:
             check_member_name(name)
         except ValueError as error:
             return str(error)
+        if path.is_dir():
+            return "is a link to a folder"
         if path.is_symlink() and not self._follow_links:
             return "is a link; give --follow-links to pack what links point to"
         if not path.is_file():
-            return "is a link to a folder" if path.is_dir() else "is not a regular file"
+            return "is not a regular file"
         if path.stat().st_size > MAX_FILE_BYTES:
             return f"is larger than {MAX_FILE_BYTES} bytes"
         return None

@@ -7,11 +7,11 @@ import zlib
 
 import numpy as np
 import pytest
-from data_support import encoded, photo
 from PIL import Image, ImageCms
 from skimage.metrics import peak_signal_noise_ratio
 
 from data_pipeline.images import MAX_PIXELS, Framing, frame_array, frame_bytes
+from tests.data_support import encoded, photo
 
 RGB16 = Framing(image_size=16, image_channels=3)
 
