@@ -1,5 +1,6 @@
 """The door of evaluation: quality numbers for checkpoints, beside the training or after it."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -65,6 +66,8 @@ def serve(
     once: bool = False,
     until_finished: bool = False,
     poll_seconds: float = 2.0,
+    schedule: str | None = None,
+    port: int | None = None,
     settings: EvaluationSettings = _DEFAULTS,
     pool: PoolSettings = _NO_POOL,
 ) -> int:
@@ -79,10 +82,16 @@ def serve(
         once: evaluate what is there and end (for external schedulers)
         until_finished: end when every run has finished and nothing is left to evaluate
         poll_seconds: pause between two looks at the folder
+        schedule: cron expression; at its times each run's newest checkpoint is evaluated and reports are written
+        port: show a web page at this port of the loopback address, by Ray Serve
     """
     from eval.backlog import Selection
     from eval.runner import Runner
+    from eval.schedule import cron_trigger, ticking
     from eval.service import Service
+
+    if schedule is not None:
+        cron_trigger(schedule)
 
     settings.torch_device()
     protocols = [parse_protocol(name) for name in protocol]
@@ -91,10 +100,18 @@ def serve(
     stop = _stop_on_signals()
     runner = Runner(settings, _run_blocks(pool), stop_requested=stop.is_set)
     service = Service(storage.resolve(), protocols, selection, runner, run, poll_seconds, stop)
-    if once:
-        service.run_once()
-    else:
-        service.run(until_finished)
+    with contextlib.ExitStack() as stack:
+        if schedule is not None:
+            service.scheduled = stack.enter_context(ticking(schedule))
+        if port is not None:
+            from eval.service_serve import serving
+
+            print(stack.enter_context(serving(service.storage, protocols, selection, port)), flush=True)
+        stack.callback(service.heartbeat.remove)
+        if once:
+            service.run_once()
+        else:
+            service.run(until_finished)
     return 0
 
 

@@ -24,7 +24,7 @@ def collect(run_directories: Sequence[Path]) -> dict[str, Any]:
         raise ValueError(f"runs {', '.join(names)}: each name may occur once in a report; give each run's folder once")
     return {
         "runs": runs,
-        "protocols": _protocols(runs),
+        "protocols": distinct_protocols(runs),
         "config_differences": config_differences(runs),
     }
 
@@ -119,7 +119,7 @@ def _problem(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _protocols(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def distinct_protocols(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The distinct protocols of all evaluations, by digest: unlike ones never share a curve or a column."""
     found = {result["protocol"]["digest"]: result["protocol"] for run in runs for result in run["evaluations"]}
     return sorted(found.values(), key=lambda protocol: (protocol["name"], protocol["digest"]))

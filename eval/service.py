@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.backlog import Job, Selection, find_runs, is_finished, jobs_of_run, pending_jobs
+from eval.heartbeat import Heartbeat
 from eval.protocol import Protocol
+from eval.requests import requested_jobs
 from eval.results import BLOCKED, DONE, read_result
 from eval.runner import Runner, record_skip
 
@@ -28,30 +30,38 @@ class Service:
     """Only this run; none: every run of the storage folder, also those that are still to come."""
     poll_seconds: float = 2.0
     stop: threading.Event = field(default_factory=threading.Event)
+    scheduled: threading.Event = field(default_factory=threading.Event)
+    """Set by a schedule: the newest checkpoint of every run is evaluated and reports are written."""
 
     def __post_init__(self) -> None:
         self._seen: dict[Path, Job] = {}
+        self.heartbeat = Heartbeat(self.storage)
 
-    def run_once(self) -> int:
-        """Evaluate everything that is due now; the number of evaluations worked on."""
+    def run_once(self, extra: Sequence[Job] = ()) -> int:
+        """Evaluate everything that is due now; the number of evaluations worked on. extra: jobs besides the usual."""
         num_worked = 0
         tried: set[Path] = set()
         while not self.stop.is_set():
-            # Asked anew after each one: a newer checkpoint that came meanwhile goes first.
-            due = [job for job in self.due() if job.result_path not in tried]
+            # Asked anew after each one: a request or a newer checkpoint that came meanwhile goes first.
+            due = [job for job in self.due(extra) if job.result_path not in tried]
             if not due:
-                return num_worked
+                break
             tried.add(due[0].result_path)
+            self.heartbeat.write(due[0])
             result = self.runner.run(due[0])
             if result is not None:
                 num_worked += 1
                 _log.info("%s", describe_result(due[0], result))
+        self.heartbeat.write(None)
         return num_worked
 
     def run(self, until_finished: bool = False) -> None:
         """Poll until stopped or, with `until_finished`, until every run is finished and nothing is left to do."""
         while not self.stop.is_set():
             finished = self._all_finished()
+            if self.scheduled.is_set():
+                self.scheduled.clear()
+                self.run_schedule()
             self.run_once()
             # Asked before the pass: a checkpoint written just before FINISHED.json is in that pass.
             if until_finished and finished and not self.due():
@@ -59,21 +69,35 @@ class Service:
                 return
             self.stop.wait(self.poll_seconds)
 
-    def due(self) -> list[Job]:
-        """Jobs to work on now, over all runs."""
+    def run_schedule(self) -> None:
+        """What is done at a scheduled time: a number for each run's newest checkpoint, then the reports."""
+        runs = find_runs(self.storage, self.run_name)
+        newest: list[Job] = []
+        for run in runs:
+            jobs = jobs_of_run(run, self.protocols, Selection())
+            newest += [job for job in jobs if job.checkpoint == jobs[0].checkpoint]
+        self.run_once(newest)
+        if not self.stop.is_set():
+            from eval.scheduled_reports import write_scheduled_reports  # matplotlib: not before it is needed
+
+            for path in write_scheduled_reports(self.storage, runs):
+                _log.info("wrote %s", path)
+            for run in runs:
+                self.runner.upload(run)
+
+    def due(self, extra: Sequence[Job] = ()) -> list[Job]:
+        """Jobs to work on now, over all runs: requested ones first."""
         jobs = self.jobs()
         for job in jobs:
             self._seen[job.result_path] = job
         self._record_deleted()
-        return pending_jobs(jobs, self.selection, time.time())
+        wanted = {job.result_path: job for job in (*requested_jobs(self.storage), *extra, *jobs)}
+        return pending_jobs(wanted.values(), self.selection, time.time())
 
     def jobs(self) -> list[Job]:
         """Every wanted evaluation of every run, done or not."""
-        return [
-            job
-            for run in find_runs(self.storage, self.run_name)
-            for job in jobs_of_run(run, self.protocols, self.selection)
-        ]
+        runs = find_runs(self.storage, self.run_name)
+        return [job for run in runs for job in jobs_of_run(run, self.protocols, self.selection)]
 
     def _record_deleted(self) -> None:
         for path, job in list(self._seen.items()):
@@ -105,7 +129,7 @@ def describe_result(job: Job, result: dict[str, Any]) -> str:
 
 
 def format_number(result: dict[str, Any]) -> str:
-    """`41.27 +- 0.80`, in digits that fit the size of the number."""
+    """`41.27 ± 0.80`, in digits that fit the size of the number."""
     if result["protocol"]["metric"] == "precision_recall":
         return f"{result['values']['precision']:.3f} / {result['values']['recall']:.3f}"
     digits = 2 if abs(result["value"]) >= 1 else 5

@@ -5,6 +5,8 @@ that dies is replaced and its block given out again.
 """
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +107,10 @@ def connect() -> None:
     """Join the Ray cluster of this job or of RAY_ADDRESS, else start one on loopback for this process."""
     if ray.is_initialized():
         return
+    handler = signal.getsignal(signal.SIGTERM)
     if in_ray_job() or "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     else:
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end the evaluator in the middle of a block

@@ -1,7 +1,10 @@
 """The Ray pool: any number of actors, and actors that die, give the same number bit for bit."""
 
+import json
 import os
 import signal
+import socket
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +83,21 @@ def _worker_process() -> int:
     """Process id of the one living actor of this test's own cluster."""
     [worker] = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::BlockWork")]
     return worker.pid
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's own use of pydantic
+def test_ray_serve_shows_the_page_on_loopback(ray_here, tmp_path):
+    from eval.service_serve import serving
+
+    storage = job_in(tmp_path).run_directory.parent
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with serving(storage, [PROTOCOL], Selection(), port) as url:
+        with urllib.request.urlopen(f"{url}api/status", timeout=60) as answer:
+            [run] = json.load(answer)["runs"]
+        assert [job["status"] for job in run["queue"]] == ["waiting"]
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            assert b"Evaluations" in answer.read()
+        listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+        assert listening == {"127.0.0.1"}

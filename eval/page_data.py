@@ -1,0 +1,71 @@
+"""The web page's content: the same charts and tables as a report, with the queue and what can be asked for."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from cluster.storage import complete_directories
+from eval.backlog import Selection, find_runs
+from eval.curves import COLOURS, format_value
+from eval.protocol import Protocol
+from eval.report import protocol_charts, summarise
+from eval.report_data import collect_run, distinct_protocols
+from eval.results import checkpoint_step
+from eval.scheduled_reports import report_files
+
+
+def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection) -> dict[str, Any]:
+    """Everything the page shows, newest run first."""
+    directories = find_runs(storage)
+    directories.sort(key=lambda run: (run / "run.json").stat().st_mtime, reverse=True)
+    runs = []
+    for place, directory in enumerate(directories):
+        run = collect_run(directory)
+        colours = {run["name"]: COLOURS[place % len(COLOURS)]}
+        found = distinct_protocols([run])
+        checkpoints = complete_directories(directory / "checkpoints")
+        offered = list(dict.fromkeys([*(p.name for p in protocols), *(p["name"] for p in found)]))
+        runs.append(
+            {
+                **run,
+                "folder": directory.name,
+                "summary": summarise(run, found),
+                "charts": [protocol_charts(protocol, [run], colours) for protocol in found],
+                "steps": sorted({checkpoint_step(path.name) for path in checkpoints}, reverse=True),
+                "offered": offered,
+                "grids": [
+                    {**grid, "place": str(Path(grid["path"]).relative_to(storage))} for grid in run["grids"][-4:]
+                ],
+            }
+        )
+    reports = [str(path.relative_to(storage)) for path in report_files(storage, directories)]
+    return {"runs": runs, "reports": reports, "every_steps": selection.every_steps}
+
+
+def render_shell(title: str) -> str:
+    """The page without its content, which its script fetches and keeps up to date."""
+    return (
+        _environment()
+        .get_template("dashboard.html")
+        .render(title=title, style=_text("report.css") + _text("dashboard.css"), script=_text("dashboard.js"))
+    )
+
+
+def render_runs(data: dict[str, Any]) -> str:
+    """The content as HTML."""
+    return _environment().get_template("dashboard_runs.html").render(**data)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("eval", "page"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["value"] = format_value
+    return environment
+
+
+def _text(name: str) -> str:
+    return resources.files("eval").joinpath("page", name).read_text(encoding="utf-8")

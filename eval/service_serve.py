@@ -1,0 +1,32 @@
+"""The web page on Ray Serve, bound to loopback."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from eval.backlog import Selection
+from eval.protocol import Protocol
+from eval.service_pool import connect
+from eval.service_web import build_app
+
+_APPLICATION = "rayddpm-evaluations"
+
+
+@contextmanager
+def serving(storage: Path, protocols: Sequence[Protocol], selection: Selection, port: int) -> Iterator[str]:
+    """Serve the page while the context lasts; gives its URL. Raises ValueError if Ray Serve is not installed."""
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise ValueError('--port needs Ray Serve: pip install "ray[serve]"') from error
+    connect()
+    # Built inside the replica: an application holds locks, which cannot travel.
+    ingress: Any = serve.ingress(lambda: build_app(storage, protocols, selection))
+    page: Any = serve.deployment(ingress(), name="page", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=32)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(page.bind(), name=_APPLICATION, route_prefix="/")
+    try:
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        serve.delete(_APPLICATION)
