@@ -9,11 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-
 from models.config import NUM_GROUPS, DiffusionConfig, ModelConfig
 from models.convert_names import Imported, diffusers_name, read_tensors, to_ours, to_theirs
-from models.snapshot import Snapshot
+from models.snapshot import Snapshot, save_tensors
 from models.unet import GROUP_NORM_EPSILON
 
 LIBRARY_VERSION = "0.42.1"
@@ -58,7 +56,7 @@ def export_diffusers(snapshot: Snapshot, dest: Path) -> None:
             tensors[name] = tensor.flatten(1)
     for folder in ("unet", "scheduler"):
         (dest / folder).mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(tensors, dest / "unet" / WEIGHT_NAMES[0], metadata={"format": "pt"})
+    save_tensors(tensors, dest / "unet" / WEIGHT_NAMES[0])
     _write_json(dest / "unet" / "config.json", settings)
     _write_json(dest / "scheduler" / "scheduler_config.json", _scheduler_settings(snapshot.diffusion_config))
     index = {

@@ -9,12 +9,11 @@ import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from models.config import DiffusionConfig, ModelConfig
 from models.convert_names import Imported, pesser_name, read_tensors, to_ours, to_theirs
-from models.snapshot import Snapshot
+from models.snapshot import Snapshot, save_tensors
 
 SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 ATTENTION_RESOLUTION = 16
@@ -152,6 +151,6 @@ def _write_tensors(tensors: dict[str, torch.Tensor], dest: Path) -> None:
         raise ValueError(f"{dest} must end in one of {', '.join(SUFFIXES)}")
     dest.parent.mkdir(parents=True, exist_ok=True)
     if dest.suffix == ".safetensors":
-        safetensors.torch.save_file(tensors, dest)
+        save_tensors(tensors, dest)
     else:
         torch.save(tensors, dest)

@@ -60,7 +60,7 @@ def write_snapshot(
     weights = {
         name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous() for name, tensor in tensors.items()
     }
-    _replace(path / WEIGHTS_NAME, lambda file: safetensors.torch.save_file(weights, file))
+    _replace(path / WEIGHTS_NAME, lambda file: save_tensors(weights, file))
     record = {
         "format_version": FORMAT_VERSION,
         "model": dataclasses.asdict(model),
@@ -96,8 +96,9 @@ def load_snapshot(path: str | Path, device: str | torch.device = "cpu") -> Snaps
     _check_tensors(tensors, model_config, str(file))
     model = build_on_meta(model_config)
     model.load_state_dict(tensors, assign=True)
-    # Up to 1.8 times faster convolutions on a CPU, and what tensor cores want.
-    model.to(memory_format=torch.channels_last)
+    if torch.device(device).type == "cpu":
+        # Measured 1.4 to 1.8 times faster there for small networks; a GPU's GroupNorm would undo the format.
+        model.to(memory_format=torch.channels_last)
     diffusion = GaussianDiffusion(diffusion_config)
     return Snapshot(model.eval(), diffusion, model_config, diffusion_config, record["provenance"])
 
@@ -120,6 +121,13 @@ def read_record(path: str | Path) -> tuple[ModelConfig, DiffusionConfig, dict[st
     if missing or "sha256" not in record["weights"]:
         raise ValueError(f"{file} is damaged: it lacks {', '.join(sorted(missing)) or 'the sha256 of the weights'}")
     return _config(ModelConfig, record["model"], file), _config(DiffusionConfig, record["diffusion"], file), record
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Write CPU tensors as safetensors, in the form that other programs expect of PyTorch weights."""
+    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    # The library keeps the file to its owner, but an evaluator may be another user.
+    file.chmod(0o644)
 
 
 def build_on_meta(config: ModelConfig) -> nn.Module:

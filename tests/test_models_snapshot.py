@@ -58,6 +58,7 @@ def test_a_second_write_replaces_the_first_and_leaves_nothing_temporary(written)
     write_snapshot(path, model.state_dict(), SMALL, diffusion, {"step": 8})
     assert load_snapshot(path).provenance == {"step": 8}
     assert sorted(file.name for file in path.iterdir()) == [WEIGHTS_NAME, RECORD_NAME]
+    assert all(file.stat().st_mode & 0o444 == 0o444 for file in path.iterdir())
 
 
 def _flip_a_byte(path):
