@@ -15,7 +15,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+_GRACE_SECONDS = 2.0
+_log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -57,15 +60,28 @@ def launch_local(function: WorkerFunction, run_directory: Path, resources: Resou
     elif resources.num_workers == 1:
         _local_worker(0, function, str(run_directory), resources, "")
     else:
-        address = f"tcp://127.0.0.1:{_free_port()}"
+        _spawn_local(function, str(run_directory), resources)
+
+
+def _spawn_local(function: WorkerFunction, run_directory: str, resources: Resources) -> None:
+    """One process a worker; all of them again, at most max_failures times, after one fails."""
+    failures = 0
+    while True:
+        context = torch.multiprocessing.spawn(
+            _local_worker,
+            args=(function, run_directory, resources, f"tcp://127.0.0.1:{_free_port()}"),
+            nprocs=resources.num_workers,
+            join=False,
+        )
         try:
-            torch.multiprocessing.spawn(
-                _local_worker,
-                args=(function, str(run_directory), resources, address),
-                nprocs=resources.num_workers,
-            )
-        except torch.multiprocessing.ProcessRaisedException as error:
-            raise LaunchError(str(error)) from error
+            while not context.join(grace_period=_GRACE_SECONDS):
+                continue
+            return
+        except (ProcessExitedException, ProcessRaisedException) as error:
+            failures += 1
+            if 0 <= resources.max_failures < failures:
+                raise LaunchError(str(error)) from error
+            _log.warning("workers are started again after failure %d: %s", failures, str(error).strip())
 
 
 def launch_ray(function: WorkerFunction, run_directory: Path, attempt: str, resources: Resources) -> None:
@@ -157,8 +173,8 @@ def _local_worker(
 def _settle_in_child() -> None:
     """The launching process turns signals into a stop after a checkpoint; when it dies, its workers must too."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # Ctrl-C reaches the whole process group; the launching process sends SIGTERM only to end a failed attempt.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

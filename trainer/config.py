@@ -134,17 +134,21 @@ class WorkersConfig:
 
     num_workers: int = 1
     """Data-parallel workers."""
+    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
+    """So long without a new step, and a worker writes its stacks, names who is behind, and is restarted."""
     use_gpu: bool = True
     """One GPU for each worker."""
     cpus_per_worker: int = 1
     """Cores reserved, and torch threads used, for each worker."""
     max_failures: int = 3
     """So many worker failures are answered by a restart from the newest checkpoint; -1: without limit."""
-    collective_timeout_seconds: int = 300
+    step_timeout_seconds: int = 300
+    """A worker without a new step for so long writes its stacks, names who is behind, and is restarted."""
+    collective_timeout_seconds: int = 600
     """A collective that waits longer ends the attempt, which is then restarted."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "cpus_per_worker", "collective_timeout_seconds"):
+        for name in ("num_workers", "cpus_per_worker", "step_timeout_seconds", "collective_timeout_seconds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"workers.{name} {getattr(self, name)} must be at least 1")
 
@@ -168,6 +172,11 @@ class Config:
             raise ValueError(
                 f"train.global_batch_size {self.train.global_batch_size} is smaller than workers.num_workers "
                 f"{self.workers.num_workers}: every worker needs an image; raise the batch or use fewer workers"
+            )
+        if self.train.precision == "fp64" and self.workers.strategy != "ddp":
+            raise ValueError(
+                f"workers.strategy {self.workers.strategy} keeps its weights in float32 and cannot train with "
+                "train.precision fp64: use workers.strategy ddp, or another precision"
             )
         if self.optim.clip_scope == "slice" and self.train.global_batch_size % self.optim.clip_slice_images:
             raise ValueError(

@@ -21,6 +21,7 @@ from trainer.engines import DdpEngine
 from trainer.hooks import CheckpointHook, MetricsHook, StopHook, Stopped
 from trainer.loop import Hook, train
 from trainer.objective import Objective
+from trainer.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +52,10 @@ def train_worker(worker: Worker, run_directory: str) -> None:
         return
     stream = open_stream(config, worker, start_step, run["manifest_digest"])
     spool = Spool(directory, "train") if worker.rank == 0 else None
+    watchdog = Watchdog(directory, worker, config.workers.step_timeout_seconds)
     checkpoints = CheckpointHook(config, engine, ema, store, spool)
     hooks: list[Hook] = [
+        watchdog,
         MetricsHook(config, worker, objective, engine, ema, stream, spool),
         checkpoints,
         StopHook(directory, worker),
@@ -62,6 +65,7 @@ def train_worker(worker: Worker, run_directory: str) -> None:
     except Stopped as stopped:
         checkpoints.save(stopped.step, wait=True)
     finally:
+        watchdog.close()
         stream.close()
         if spool is not None:
             spool.close()

@@ -1,0 +1,69 @@
+"""Faults of workers: killed, stopped, diverging. Each is really done to real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.spool import read_metrics
+from tests.trainer_support import ROOT, command, digits, losses
+
+ARGUMENTS = [
+    *("--preset", "demo", "--launcher", "local", "--workers.num_workers", "2"),
+    *("--model.channel_multipliers", "[1]", "--model.num_res_blocks", "1", "--model.attention_resolutions", "[8]"),
+    *("--train.num_steps", "40", "--train.global_batch_size", "12", "--train.log_every_steps", "1"),
+    *("--checkpoint.every_steps", "5", "--workers.step_timeout_seconds", "5"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits(tmp_path_factory.mktemp("digits") / "data")
+
+
+@pytest.fixture(scope="module")
+def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    storage = tmp_path_factory.mktemp("unbroken")
+    finished = command(*ARGUMENTS, "--data.path", str(data), "--run.storage", str(storage), "--run.name", "run")
+    assert finished.returncode == 0, finished.stderr
+    return losses(storage / "run")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_lost_worker_costs_a_restart_and_no_sample(
+    number: signal.Signals, data: Path, unbroken: list[float], tmp_path: Path
+) -> None:
+    running = subprocess.Popen(
+        [
+            *(sys.executable, "trainer/main.py", *ARGUMENTS),
+            *("--data.path", str(data), "--run.storage", str(tmp_path), "--run.name", "run"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    heartbeat = tmp_path / "run" / "heartbeats" / "rank-1.json"
+    wait_for(lambda: heartbeat.exists() and len(read_metrics(tmp_path / "run").get("train/loss", [])) >= 8)
+    os.kill(json.loads(heartbeat.read_text())["pid"], number)
+    _, errors = running.communicate(timeout=200)
+    assert running.returncode == 0, errors
+    assert "workers are started again after failure 1" in errors
+    assert losses(tmp_path / "run") == unbroken
+    if number == signal.SIGSTOP:
+        assert "is silent for" in errors
+        assert "rank 1 (pid" in errors
+        assert "engines.py" in (tmp_path / "run" / "stacks" / "rank-0.txt").read_text()

@@ -1,0 +1,91 @@
+"""The watchdog: a worker that makes no step ends itself, after saying who is stuck and where (its stacks).
+
+Without it a hung collective waits for its timeout at best, and a stopped process for ever. Every worker notes its step
+in `heartbeats/` of the run directory, so that the one that notices can name the one that is missing.
+"""
+
+import faulthandler
+import json
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+from cluster.launch import Worker
+from cluster.storage import write_json_atomic
+from data_pipeline.loader import Batch
+from trainer.engines import StepResult
+
+EXIT_CODE = 70
+_BEATS_PER_TIMEOUT = 10
+_log = logging.getLogger(__name__)
+
+
+class Watchdog:
+    """A hook that must be called every `timeout_seconds`; else the process writes its stacks and exits with code 70.
+
+    The launcher then restarts the workers. The clock starts with the first step that ends, because the first may
+    compile for long; before that the launcher's own start timeout applies.
+    """
+
+    def __init__(self, run_directory: Path, worker: Worker, timeout_seconds: float):
+        self._heartbeats = run_directory / "heartbeats"
+        self._stacks = run_directory / "stacks"
+        self._worker, self._timeout_seconds = worker, timeout_seconds
+        self._step, self._stepped = -1, time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._heartbeats.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+
+    def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
+        self._step, self._stepped = step, time.monotonic()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._timeout_seconds / _BEATS_PER_TIMEOUT):
+            try:
+                self._beat()
+            except OSError as error:
+                _log.warning("heartbeat not written: %s", error)
+            if self._step >= 0 and time.monotonic() - self._stepped > self._timeout_seconds:
+                self._end()
+
+    def _beat(self) -> None:
+        beat = {"rank": self._worker.rank, "step": self._step, "pid": os.getpid(), "unix_seconds": time.time()}
+        write_json_atomic(self._heartbeats / f"rank-{self._worker.rank}.json", beat)
+
+    def _end(self) -> None:
+        report = f"{self._accusation()}; stacks of rank {self._worker.rank} are in {self._stacks}"
+        self._stacks.mkdir(exist_ok=True)
+        with open(self._stacks / f"rank-{self._worker.rank}.txt", "w") as file:
+            file.write(f"{report}\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        _log.error("%s", report)
+        os._exit(EXIT_CODE)
+
+    def _accusation(self) -> str:
+        """Who is behind, or has fallen silent, as far as the heartbeats tell."""
+        silent_seconds = 3 * self._timeout_seconds / _BEATS_PER_TIMEOUT
+        suspects = []
+        for rank in range(self._worker.world_size):
+            path = self._heartbeats / f"rank-{rank}.json"
+            try:
+                beat = json.loads(path.read_text())
+            except (OSError, ValueError):
+                suspects.append(f"rank {rank} has no heartbeat")
+                continue
+            silent = time.time() - beat["unix_seconds"]
+            if silent > silent_seconds:
+                suspects.append(
+                    f"rank {rank} (pid {beat['pid']}) is silent for {silent:.0f} s since step {beat['step']}"
+                )
+            elif beat["step"] < self._step:
+                suspects.append(f"rank {rank} (pid {beat['pid']}) is behind at step {beat['step']}")
+        who = "; ".join(suspects) or "all ranks are alive and at this step"
+        return f"no step for {self._timeout_seconds:.0f} s after step {self._step}: {who}"
