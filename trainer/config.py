@@ -135,7 +135,7 @@ class WorkersConfig:
     num_workers: int = 1
     """Data-parallel workers."""
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
-    """What workers divide among them. ddp: nothing; zero1: optimiser state; zero2: gradients too; zero3: weights too."""
+    """What workers divide among them: ddp nothing; zero1 optimiser state, zero2 gradients too, zero3 weights too."""
     use_gpu: bool = True
     """One GPU for each worker."""
     cpus_per_worker: int = 1
