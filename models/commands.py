@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from models.config import ModelConfig
@@ -47,10 +48,9 @@ def sample(
         device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
         output: Directory for the results, made if missing.
     """
-    import numpy as np
     import torch
 
-    from models import images
+    from models.images import progress_bar
     from models.samplers import choose_process, to_uint8
     from models.samplers import sample as generate
     from models.snapshot import load_snapshot
@@ -61,17 +61,13 @@ def sample(
         raise ValueError(f"eta is {eta}, but only the sampler ddim has it: leave it out for {sampler}")
     loaded = load_snapshot(snapshot, choose_device(device))
     process = choose_process(loaded.diffusion, sampler, num_sampling_steps)
-    num_at_once = _batch_size(batch_size, loaded.model_config)
-    batches = torch.arange(first_index, first_index + num_images).split(num_at_once)
+    indices = torch.arange(first_index, first_index + num_images)
+    batches = indices.split(_batch_size(batch_size, loaded.model_config))
     made = []
-    with images.progress_bar("sampling", process.num_steps * len(batches)) as advance:
+    with progress_bar("sampling", process.num_steps * len(batches)) as advance:
         for batch in batches:
             x_0 = generate(loaded.model, process, batch, seed, sampler, eta=eta, progress=advance)
-            made.append(to_uint8(x_0).permute(0, 2, 3, 1).cpu().numpy())
-    result = np.concatenate(made)
-    output.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(output / "samples.npz", images=result)
-    images.write_grid(result[:NUM_SHOWN], output / "grid.png")
+            made.append(to_uint8(x_0).permute(0, 2, 3, 1).cpu())
     record = {
         "snapshot": str(snapshot),
         "provenance": loaded.provenance,
@@ -82,8 +78,7 @@ def sample(
         "timesteps": process.timesteps.tolist(),
         "eta": eta,
     }
-    (output / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{num_images} images in {output / 'samples.npz'}, shown in {output / 'grid.png'}")
+    _write_samples(torch.cat(made).numpy(), record, output)
 
 
 def inspect(snapshot: Path) -> None:
@@ -217,6 +212,18 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {name!r}, but this machine has {torch.cuda.device_count()} GPUs: use auto or cpu")
     return device
+
+
+def _write_samples(images: np.ndarray, record: dict[str, Any], directory: Path) -> None:
+    import numpy as np
+
+    from models.images import write_grid
+
+    directory.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(directory / "samples.npz", images=images)
+    write_grid(images[:NUM_SHOWN], directory / "grid.png")
+    (directory / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{len(images)} images in {directory / 'samples.npz'}, shown in {directory / 'grid.png'}")
 
 
 def _batch_size(asked: int | None, config: ModelConfig) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+SMALLEST_CELL_PIXELS = 64
+
 
 def make_grid(images: np.ndarray, num_columns: int | None = None, margin: int = 2) -> np.ndarray:
     """Images (N, H, W, C) uint8 side by side on white, as near to a square as can be: (H', W', C) uint8."""
@@ -27,8 +29,12 @@ def make_grid(images: np.ndarray, num_columns: int | None = None, margin: int = 
 
 
 def write_grid(images: np.ndarray, file: Path, num_columns: int | None = None) -> None:
-    """Write images (N, H, W, C) uint8 as one PNG; with 1 channel grey, with 3 RGB, otherwise the first channel."""
-    grid = make_grid(images, num_columns)
+    """Write images (N, H, W, C) uint8 as one PNG; with 1 channel grey, with 3 RGB, otherwise the first channel.
+
+    Small images are enlarged by repeating pixels, so that one can see them.
+    """
+    scale = max(1, SMALLEST_CELL_PIXELS // images.shape[1])
+    grid = make_grid(images.repeat(scale, axis=1).repeat(scale, axis=2), num_columns)
     Image.fromarray(grid if grid.shape[2] == 3 else grid[..., 0]).save(file)
 
 
