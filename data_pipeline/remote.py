@@ -19,6 +19,8 @@ _logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
 _MAX_SMALL_FILE_BYTES = 256 << 20
 _MAX_EVICTED_READS = 20
+_PASSING_STATUSES = (408, 425, 429)
+"""HTTP refusals that a later try may not meet: timeout, too early, too many requests"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Fetcher:
             except (FileNotFoundError, PermissionError) as error:
                 raise type(error)(f"{self.shown_url}/{name} cannot be read: {_first_line(error)}") from error
             except self._transient as error:
+                if 400 <= getattr(error, "status", 0) < 500 and getattr(error, "status", 0) not in _PASSING_STATUSES:
+                    raise PermissionError(f"{self.shown_url}/{name} cannot be read: {_first_line(error)}") from error
                 failure = error
             _logger.warning("fetching %s/%s failed: %s", self.shown_url, name, _first_line(failure))
             pause = min(self._settings.backoff_seconds * 2**attempt, self._settings.max_backoff_seconds)
@@ -94,9 +98,12 @@ class Fetcher:
 
     def _copy(self, name: str, file: BinaryIO, max_bytes: int) -> None:
         settings, started, num_bytes = self._settings, time.monotonic(), 0
-        # http: one streamed request. s3: ranges read ahead, which s3fs checks against the object's ETag.
-        block_size = 0 if self.url.startswith("http") else 8 * _CHUNK_BYTES
-        with self._system.open(f"{self._root}/{name}", "rb", block_size=block_size) as remote:
+        if self.url.startswith("http"):
+            # One streamed request. Without a size fsspec would ask for it first, and take a busy server's 503 for 404.
+            options = {"block_size": 0, "size": 1}
+        else:
+            options = {"block_size": 8 * _CHUNK_BYTES}
+        with self._system.open(f"{self._root}/{name}", "rb", **options) as remote:
             while chunk := remote.read(_CHUNK_BYTES):
                 num_bytes += len(chunk)
                 if num_bytes > max_bytes:
@@ -229,4 +236,8 @@ def _file_system(url: str, settings: FetchSettings) -> tuple[Any, str, tuple[typ
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer within the stall timeout"
+    if getattr(error, "status", 0):  # aiohttp's text repeats the URL with its secrets
+        return f"HTTP status {error.status}"  # type: ignore[attr-defined]
     return (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__
