@@ -15,6 +15,7 @@ from eval.protocol import parse_protocol
 from eval.settings import EvaluationSettings, PoolSettings
 
 if TYPE_CHECKING:
+    from eval.backlog import Job
     from eval.evaluation import RunBlocks
 
 DEFAULT_PROTOCOL = "fd_efficientnet_lite0_5k"
@@ -35,20 +36,12 @@ def run(
         protocol: what is measured, for example fid_clean_50k or fd_efficientnet_lite0_512_ddim25
         checkpoint: step of the checkpoint; the newest if not given
     """
-    from eval.backlog import Selection, jobs_of_run
     from eval.results import DONE
     from eval.runner import Runner
     from eval.service import describe_result
 
-    _check_run(run_directory)
     settings.torch_device()
-    jobs = jobs_of_run(run_directory.resolve(), [parse_protocol(protocol)], Selection())
-    wanted = [job for job in jobs if checkpoint in (None, job.step)]
-    if not wanted:
-        known = ", ".join(str(step) for step in sorted({job.step for job in jobs})) or "none"
-        which = "no complete checkpoint" if checkpoint is None else f"no complete checkpoint at step {checkpoint}"
-        raise FileNotFoundError(f"{run_directory} has {which}; there are: {known}")
-    job = wanted[0]
+    job = _choose_job(run_directory, protocol, checkpoint)
     result = Runner(settings, _run_blocks(pool)).run(job)
     if result is None:
         raise ValueError(f"step {job.step} is being evaluated by another process; wait for it or stop it")
@@ -115,6 +108,30 @@ def serve(
     return 0
 
 
+def neighbours(
+    run_directory: Path,
+    protocol: str = DEFAULT_PROTOCOL,
+    checkpoint: int | None = None,
+    settings: EvaluationSettings = _DEFAULTS,
+) -> None:
+    """Find the training images nearest to a checkpoint's first samples (does it remember?), for the next report.
+
+    Args:
+        run_directory: folder of the run, with its run.json
+        protocol: how to sample, and by which features to compare; give the one of an evaluation that was made
+        checkpoint: step of the checkpoint; the newest if not given
+    """
+    from eval.neighbours import find_neighbours
+
+    job = _choose_job(run_directory, protocol, checkpoint)
+    found = find_neighbours(job, settings)
+    nearest = sorted(row[0] for row in found["distances"])
+    print(
+        f"{job.run_directory.name} step {job.step}: nearest training images at {nearest[0]:.2f} to {nearest[-1]:.2f};"
+    )
+    print(f"a training image is typically {found['typical_distance']:.2f} from its nearest other")
+
+
 def fetch_weights(folder: Path | None = None, url: str = INCEPTION_URL) -> None:
     """Download the published Inception network (96 MB), checked by its sha256; a broken download goes on.
 
@@ -169,6 +186,20 @@ def _run_blocks(pool: PoolSettings) -> "RunBlocks":
     return RayPool(pool)
 
 
+def _choose_job(run_directory: Path, protocol: str, step: int | None) -> "Job":
+    """The newest checkpoint, or the one at `step`, under a protocol."""
+    from eval.backlog import Selection, jobs_of_run
+
+    _check_run(run_directory)
+    jobs = jobs_of_run(run_directory.resolve(), [parse_protocol(protocol)], Selection())
+    wanted = [job for job in jobs if step in (None, job.step)]
+    if not wanted:
+        known = ", ".join(str(step) for step in sorted({job.step for job in jobs})) or "none"
+        which = "no complete checkpoint" if step is None else f"no complete checkpoint at step {step}"
+        raise FileNotFoundError(f"{run_directory} has {which}; there are: {known}")
+    return wanted[0]
+
+
 def _check_run(run_directory: Path) -> None:
     if not (run_directory / "run.json").is_file():
         raise FileNotFoundError(f"{run_directory} holds no run.json; give the folder of a run")
@@ -196,6 +227,7 @@ COMMANDS: dict[str, Command] = {
     "run": run,
     "serve": serve,
     "report": report,
+    "neighbours": neighbours,
     "fetch-weights": fetch_weights,
     "import-reference": import_reference,
 }

@@ -13,13 +13,14 @@ _TARGET_PIXELS = 512
 _PAPER = 255
 
 
-def make_grid(images: Tensor, columns: int = 8) -> Image.Image:
+def make_grid(images: Tensor, columns: int = 8, always: bool = False) -> Image.Image:
     """images: uint8 (N, 1 or 3, H, W), laid out row by row, small ones enlarged by whole pixels (nearest).
 
-    Large images give fewer cells: at most 8 x 8 up to 64 px, 4 x 4 beyond. A final row may be short.
+    Large images give fewer cells: at most 8 x 8 up to 64 px, 4 x 4 beyond, unless the columns are `always` as given.
+    A final row may be short.
     """
     num_images, channels, height, width = images.shape
-    columns = min(columns if max(height, width) <= 64 else 4, num_images)
+    columns = min(columns if always or max(height, width) <= 64 else 4, num_images)
     rows = -(-min(num_images, columns**2) // columns)
     zoom = max(1, _TARGET_PIXELS // (columns * width))
     shown = images[: rows * columns].repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)

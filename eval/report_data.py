@@ -6,8 +6,9 @@ from typing import Any
 
 from cluster.storage import complete_directories, read_json
 from cluster.tracking import read_metrics
+from eval.neighbour_files import read_neighbours
 from eval.protocol import from_description
-from eval.results import BLOCKED, DONE, FAILED, SKIPPED, all_results, grid_path
+from eval.results import BLOCKED, DONE, FAILED, SKIPPED, all_results, grid_path, result_path
 
 MAX_CURVE_POINTS = 2000
 MAX_GRIDS = 8
@@ -54,6 +55,7 @@ def collect_run(directory: Path) -> dict[str, Any]:
         "evaluations": evaluations,
         "not_evaluated": [_problem(r) for r in results if r["status"] in (BLOCKED, FAILED, SKIPPED)],
         "grids": _grids(directory, results),
+        "neighbours": _neighbours(directory, results),
     }
 
 
@@ -123,6 +125,15 @@ def distinct_protocols(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     """The distinct protocols of all evaluations, by digest: unlike ones never share a curve or a column."""
     found = {result["protocol"]["digest"]: result["protocol"] for run in runs for result in run["evaluations"]}
     return sorted(found.values(), key=lambda protocol: (protocol["name"], protocol["digest"]))
+
+
+def _neighbours(directory: Path, results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The newest comparison with training images, if one was made."""
+    found = None
+    for result in results:
+        path = result_path(directory, result["checkpoint"], from_description(result["protocol"]))
+        found = read_neighbours(path) or found
+    return found
 
 
 def _grids(directory: Path, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
