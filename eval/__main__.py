@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from eval.evaluation import RunBlocks
 
 DEFAULT_PROTOCOL = "fd_efficientnet_lite0_5k"
+_DEFAULT_PROTOCOLS, _DEFAULT_ALIASES = [DEFAULT_PROTOCOL], ["best"]
 _DEFAULTS, _NO_POOL = EvaluationSettings(), PoolSettings()
 
 
@@ -53,7 +54,7 @@ def run(
 def serve(
     storage: Path,
     run: str | None = None,
-    protocol: list[str] = [DEFAULT_PROTOCOL],  # noqa: B006 (read only)
+    protocol: list[str] = _DEFAULT_PROTOCOLS,
     every_steps: int = 1,
     order: Literal["newest", "oldest"] = "newest",
     once: bool = False,
@@ -130,6 +131,38 @@ def neighbours(
         f"{job.run_directory.name} step {job.step}: nearest training images at {nearest[0]:.2f} to {nearest[-1]:.2f};"
     )
     print(f"a training image is typically {found['typical_distance']:.2f} from its nearest other")
+
+
+def paper(run_directory: Path) -> None:
+    """Print the paper's numbers beside this run's, with the differences in protocol.
+
+    Args:
+        run_directory: folder of the run, with its run.json
+    """
+    from eval.paper import paper_table
+
+    _check_run(run_directory)
+    print(paper_table(run_directory.resolve()))
+
+
+def register(
+    run_directory: Path, protocol: str = DEFAULT_PROTOCOL, name: str = "rayddpm", alias: list[str] = _DEFAULT_ALIASES
+) -> None:
+    """Register the run's best checkpoint under a protocol in the MLflow model registry.
+
+    Args:
+        run_directory: folder of the run, with its run.json
+        protocol: by which numbers the best is chosen
+        name: registered model to which a version is added
+        alias: alias that points to it from now on; give the option again for each further one
+    """
+    from eval.registry import best_result
+    from eval.registry import register as register_result
+
+    _check_run(run_directory)
+    best = best_result(run_directory.resolve(), protocol)
+    uri = register_result(run_directory.resolve(), best, name, alias)
+    print(f"{uri} is step {best['step']}, {best['protocol']['name']} = {best['value']:.4g}")
 
 
 def fetch_weights(folder: Path | None = None, url: str = INCEPTION_URL) -> None:
@@ -228,6 +261,8 @@ COMMANDS: dict[str, Command] = {
     "serve": serve,
     "report": report,
     "neighbours": neighbours,
+    "paper": paper,
+    "register": register,
     "fetch-weights": fetch_weights,
     "import-reference": import_reference,
 }
