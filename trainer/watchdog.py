@@ -47,13 +47,15 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(self._timeout_seconds / _BEATS_PER_TIMEOUT):
+        ended = False
+        while not ended:
             try:
                 self._beat()
             except OSError as error:
                 _log.warning("heartbeat not written: %s", error)
             if self._step >= 0 and time.monotonic() - self._stepped > self._timeout_seconds:
                 self._end()
+            ended = self._stop.wait(self._timeout_seconds / _BEATS_PER_TIMEOUT)
 
     def _beat(self) -> None:
         beat = {"rank": self._worker.rank, "step": self._step, "pid": os.getpid(), "unix_seconds": time.time()}

@@ -1,0 +1,150 @@
+"""A real Ray cluster on loopback: its sockets, its jobs, and training on it."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.spool import read_metrics
+from cluster.storage import read_json
+from tests.trainer_support import ROOT, command, digits, losses
+
+TRAINING = [
+    *("--preset", "demo", "--workers.num_workers", "2", "--train.global_batch_size", "12"),
+    *("--model.channel_multipliers", "[1]", "--model.num_res_blocks", "1", "--model.attention_resolutions", "[8]"),
+    *("--train.log_every_steps", "1", "--checkpoint.every_steps", "5"),
+]
+
+
+class Cluster:
+    """`python -m cluster ...` with a home folder of its own, so that a developer's own cluster is left alone."""
+
+    def __init__(self, home: Path):
+        ours = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "RAY_AUTH_MODE": "token"}
+        bin_folder = Path(sys.executable).parent
+        self.environment = {**os.environ, **ours, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+        self.state_path = home / "cache" / "rayddpm" / "cluster.json"
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cluster", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    @property
+    def dashboard(self) -> str:
+        return read_json(self.state_path)["dashboard"]
+
+    def processes(self) -> list[psutil.Process]:
+        """The head process and all below it."""
+        head = psutil.Process(read_json(self.state_path)["pid"])
+        return [head, *head.children(recursive=True)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("home"))
+    started = cluster("up", "--num_cpus", "2")
+    assert started.returncode == 0, started.stderr
+    yield cluster
+    processes = cluster.processes()
+    assert cluster("down").returncode == 0
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert not alive
+    assert cluster("status").returncode == 1
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits(tmp_path_factory.mktemp("digits") / "data")
+
+
+def training(data: Path, storage: Path, num_steps: int) -> list[str]:
+    where = ("--data.path", str(data), "--run.storage", str(storage), "--run.name", "run")
+    return [*TRAINING, *where, "--train.num_steps", str(num_steps)]
+
+
+def test_every_socket_listens_on_loopback(cluster: Cluster) -> None:
+    listening = [
+        connection.laddr.ip
+        for process in cluster.processes()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+def test_the_job_api_wants_the_token(cluster: Cluster, tmp_path: Path) -> None:
+    listing = ["ray", "job", "list", "--address", cluster.dashboard]
+    allowed = subprocess.run(listing, env=cluster.environment, capture_output=True, text=True, check=False)
+    assert allowed.returncode == 0, allowed.stderr
+    stranger = cluster.environment | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
+    refused = subprocess.run(listing, env=stranger, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "Missing authentication token" in refused.stderr
+
+
+def test_ray_job_submit_trains_the_run_that_plain_processes_train(cluster: Cluster, data: Path, tmp_path: Path) -> None:
+    arguments = training(data, tmp_path / "ray", 8)
+    submitted = subprocess.run(
+        [
+            *("ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", "."),
+            *("--", "python", "trainer/main.py", *arguments),
+        ],
+        cwd=ROOT,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    local = command(*training(data, tmp_path / "local", 8), "--launcher", "local")
+    assert local.returncode == 0, local.stderr
+    assert len(losses(tmp_path / "ray" / "run")) == 8
+    assert losses(tmp_path / "ray" / "run") == losses(tmp_path / "local" / "run")
+
+
+def test_a_user_error_in_a_job_ends_it_with_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    finished = cluster("submit", "--", "--preset", "demo", "--run.storage", "relative")
+    assert finished.returncode == 1
+    assert "error: run.storage 'relative' is relative" in finished.stdout
+    assert "Traceback" not in finished.stdout
+
+
+def test_ray_replaces_a_killed_worker_and_no_sample_is_lost(cluster: Cluster, data: Path, tmp_path: Path) -> None:
+    num_steps = 120
+    job = subprocess.Popen(
+        [sys.executable, "-m", "cluster", "submit", "--", *training(data, tmp_path / "ray", num_steps)],
+        cwd=ROOT,
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    run_directory = tmp_path / "ray" / "run"
+    heartbeat = run_directory / "heartbeats" / "rank-1.json"
+    deadline = time.monotonic() + 120
+    while not (heartbeat.exists() and len(read_metrics(run_directory).get("train/loss", [])) >= 7):
+        assert time.monotonic() < deadline
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.05)
+    os.kill(json.loads(heartbeat.read_text())["pid"], signal.SIGKILL)
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, output[-3000:]
+    assert output.count("on 2 workers") == 2, shlex.quote(output[-3000:])
+    local = command(*training(data, tmp_path / "local", num_steps), "--launcher", "local")
+    assert local.returncode == 0, local.stderr
+    assert losses(run_directory) == losses(tmp_path / "local" / "run")
