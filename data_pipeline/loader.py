@@ -5,9 +5,11 @@ batch without a copy between processes.
 """
 
 import itertools
+import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +65,13 @@ class BatchStream:
         num_prefetch_batches: int = 4,
         pin_memory: bool = False,
         channels_last: bool = False,
+        flips: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         """rank, world_size: whose share of each step. num_prefetch_batches: decoded ahead, at least 1.
 
         pin_memory: page-locked batches, for asynchronous copies to a GPU. channels_last: images keep the strides
-        that decoding gives them (torch.channels_last), which saves a copy; the values are the same.
+        that decoding gives them (torch.channels_last), which saves a copy; the values are the same. flips: from
+        counters (b,) int64 to (b,) bool, the images to mirror, for trainers that do not do it on the device.
         Raises ValueError if the order was made for another data set or a number is out of range.
         """
         if (order.digest, order.num_samples) != (dataset.manifest.digest, len(dataset)):
@@ -84,7 +88,9 @@ class BatchStream:
         """Total time that next() has waited for a batch"""
         self._dataset, self._order = dataset, order
         self._rank, self._world_size = rank, world_size
-        self._pin_memory, self._channels_last = pin_memory, channels_last
+        self._pin_memory, self._channels_last, self._flips = pin_memory, channels_last, flips
+        self._free_buffers: deque[np.ndarray] = deque()
+        self._scratch = threading.local()
         self._next_step = self._planned_to = start_step
         self._plan: deque[tuple[np.ndarray, np.ndarray]] = deque()
         self._pending: deque[_Pending] = deque()
@@ -132,9 +138,10 @@ class BatchStream:
             self._extend_plan()
         counters, samples = self._plan.popleft()
         buffer = self._empty_batch(len(samples))
+        mirrored = self._flips(counters) if self._flips else np.zeros(len(samples), dtype=bool)
         bounds = np.linspace(0, len(samples), min(self._num_slices, len(samples)) + 1).astype(int)
         slices = [
-            self._pool.submit(self._decode, samples[begin:end], buffer[begin:end])
+            self._pool.submit(self._decode, samples[begin:end], mirrored[begin:end], buffer[begin:end])
             for begin, end in itertools.pairwise(bounds)
         ]
         self._pending.append(_Pending(self._next_step, counters, buffer, slices))
@@ -151,20 +158,32 @@ class BatchStream:
         shards, first_use = np.unique(self._dataset.shards_of(samples), return_index=True)
         self._dataset.prefetch(shards[np.argsort(first_use)])
 
-    def _decode(self, samples: np.ndarray, out: torch.Tensor) -> None:
+    def _decode(self, samples: np.ndarray, mirrored: np.ndarray, out: torch.Tensor) -> None:
         """out: (k, C, H, W) uint8, a part of a batch."""
-        pixels = out.permute(0, 2, 3, 1).numpy()
-        if self._channels_last:
-            for sample, image in zip(samples, pixels, strict=True):
+        if not hasattr(self._scratch, "image"):
+            self._scratch.image = np.empty(self._dataset.image_shape, dtype=np.uint8)
+        scratch = self._scratch.image
+        for sample, mirror, image in zip(samples, mirrored, out.permute(0, 2, 3, 1).numpy(), strict=True):
+            if self._channels_last and not mirror:
                 self._dataset.read_into(int(sample), image)
-            return
-        scratch = np.empty(self._dataset.image_shape, dtype=np.uint8)
-        for sample, image in zip(samples, pixels, strict=True):
+                continue
             self._dataset.read_into(int(sample), scratch)
-            image[...] = scratch
+            image[...] = scratch[:, ::-1] if mirror else scratch
 
     def _empty_batch(self, num_images: int) -> torch.Tensor:
+        """(b, C, H, W) uint8 of undefined content."""
         height, width, channels = self._dataset.image_shape
-        layout = torch.channels_last if self._channels_last else torch.contiguous_format
-        shape = (num_images, channels, height, width)
-        return torch.empty(shape, dtype=torch.uint8, memory_format=layout, pin_memory=self._pin_memory)
+        shape = (num_images, height, width, channels) if self._channels_last else (num_images, channels, height, width)
+        if self._pin_memory:
+            buffer = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:
+            buffer = torch.from_numpy(self._recycled(shape))
+        return buffer.permute(0, 3, 1, 2) if self._channels_last else buffer
+
+    def _recycled(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array over the memory of a batch that nobody holds any more: fresh memory costs a page fault each 4 kB."""
+        memory = self._free_buffers.popleft() if self._free_buffers else np.empty(shape, dtype=np.uint8)
+        array = memory[...]
+        # The array lives as long as any tensor or view of the batch does; then its memory is free again.
+        weakref.finalize(array, self._free_buffers.append, memory).atexit = False
+        return array

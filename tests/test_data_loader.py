@@ -72,6 +72,32 @@ def test_a_stream_opened_at_a_step_continues_another(packed_folder: tuple[Path, 
         assert torch.equal(before.images, after.images)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_flips_follow_the_counters(packed_folder: tuple[Path, np.ndarray], channels_last: bool) -> None:
+    folder, images = packed_folder
+    with open_dataset(folder) as dataset:
+        order = order_of(dataset)
+        settings = {"channels_last": channels_last, "flips": lambda counters: counters % 3 == 0}
+        with BatchStream(dataset, order, **settings) as stream:
+            batch = next(stream)
+    expected = images[order.samples(batch.counters.numpy())].transpose(0, 3, 1, 2).copy()
+    mirrored = batch.counters.numpy() % 3 == 0
+    expected[mirrored] = expected[mirrored][..., ::-1]
+    np.testing.assert_array_equal(batch.images.numpy(), expected)
+
+
+def test_memory_of_a_batch_is_reused_only_when_nobody_holds_it(packed_folder: tuple[Path, np.ndarray]) -> None:
+    folder, images = packed_folder
+    with open_dataset(folder) as dataset:
+        order = order_of(dataset)
+        with BatchStream(dataset, order, num_prefetch_batches=1) as stream:
+            held = [next(stream).images[:1].permute(0, 2, 3, 1) for _ in range(10)]
+            addresses = {next(stream).images.data_ptr() for _ in range(10)}
+    assert len(addresses) <= 3
+    for step, view in enumerate(held):
+        np.testing.assert_array_equal(view[0].numpy(), images[order.samples(order.counters(step))[0]])
+
+
 def flip_a_byte(path: Path, offset: int) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 4
