@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.lease import is_held
 from cluster.storage import complete_directories, read_json
 from eval.protocol import Protocol
 from eval.results import DONE, FAILED, SKIPPED, checkpoint_step, read_result, result_path
@@ -31,8 +32,8 @@ class Job:
         return result_path(self.run_directory, self.checkpoint.name, self.protocol)
 
     @property
-    def claim_path(self) -> Path:
-        return self.result_path.with_suffix(".claim")
+    def lease_path(self) -> Path:
+        return self.result_path.with_suffix(".lease")
 
     @property
     def work_folder(self) -> Path:
@@ -100,3 +101,8 @@ def is_final(result: dict[str, Any]) -> bool:
     if status == FAILED:
         return int(result.get("attempts", 1)) >= MAX_ATTEMPTS
     return status in (DONE, SKIPPED)
+
+
+def held_checkpoints(run_directory: Path) -> set[str]:
+    """Names of checkpoints that an evaluation holds right now: retention must leave them."""
+    return {path.parent.name for path in (run_directory / "evals").glob("*/*.lease") if is_held(path)}

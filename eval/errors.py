@@ -6,7 +6,3 @@ class BlockedError(RuntimeError):
 
     It is tried again later. Training never notices, and no substitute number is written.
     """
-
-
-class LostClaimError(RuntimeError):
-    """Another evaluator took this evaluation over; the holder of the old claim stops without writing anything."""

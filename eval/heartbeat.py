@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import read_json, write_json_atomic
-from eval.backlog import Job
-from eval.claims import held_checkpoints
+from eval.backlog import Job, held_checkpoints
 
 ALIVE_SECONDS = 60.0
 _IDLE_WRITE_SECONDS = 5.0
@@ -36,7 +35,7 @@ class Heartbeat:
 
 
 def living_evaluators(storage: Path, runs: list[Path], now_seconds: float) -> list[dict[str, Any]]:
-    """Evaluators that wrote lately, or hold a claim that is renewed: {"evaluator", "time", "doing"}."""
+    """Evaluators that wrote lately, or hold a lease that is renewed: {"evaluator", "time", "doing"}."""
     held = {(run.name, name) for run in runs for name in held_checkpoints(run)}
     living = []
     for path in sorted(_folder(storage).glob("*.json")):

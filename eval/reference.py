@@ -55,7 +55,7 @@ class ReferenceCache:
     def statistics(
         self, protocol: Protocol, open_images: OpenImages, extractor: FeatureExtractor, beat: Callable[[], None]
     ) -> FeatureStatistics:
-        """Statistics of every image of the data set; `beat` is called while it takes long (it renews a claim)."""
+        """Statistics of every image of the data set; `beat` is called while it takes long (it renews a lease)."""
         path = self._path(protocol, "statistics")
         if protocol.reference == "npz":
             if not path.exists():

@@ -1,4 +1,4 @@
-"""Works on one job: claim it, evaluate, write the result first, then log it; whatever happens is recorded."""
+"""Works on one job: lease it, evaluate, write the result first, then log it; whatever happens is recorded."""
 
 import logging
 import os
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.lease import Lease, LostLeaseError, holding
 from cluster.tracking import Spool, Uploader
 from eval.backlog import MAX_ATTEMPTS, Job, is_final
-from eval.claims import Claim, holding
-from eval.errors import BlockedError, LostClaimError
+from eval.errors import BlockedError
 from eval.evaluation import Evaluation, RunBlocks, discard_work, evaluate, run_here
 from eval.grids import make_grid, write_png
 from eval.reference import ReferenceCache, reference_folder
@@ -39,16 +39,16 @@ class Runner:
 
         Errors of one checkpoint end in its result file, not in the evaluator.
         """
-        with holding(job.claim_path) as claim:
-            if claim is None:
+        with holding(job.lease_path) as lease:
+            if lease is None:
                 return None
             known = read_result(job.result_path)
             if known is not None and is_final(known):
                 return known
-            attempts = max(int((known or {}).get("attempts", 0)) + 1, claim.attempt)
+            attempts = max(int((known or {}).get("attempts", 0)) + 1, lease.attempt)
             try:
-                result = self._evaluate(job, claim, attempts)
-            except (LostClaimError, StopRequestedError):
+                result = self._evaluate(job, lease, attempts)
+            except (LostLeaseError, StopRequestedError):
                 return None
             write_result(job.result_path, result)
             if result["status"] == DONE:
@@ -57,9 +57,9 @@ class Runner:
         self.upload(job.run_directory)
         return result
 
-    def _evaluate(self, job: Job, claim: Claim, attempts: int) -> dict[str, Any]:
+    def _evaluate(self, job: Job, lease: Lease, attempts: int) -> dict[str, Any]:
         def beat() -> None:
-            claim.check()
+            lease.check()
             if self.stop_requested():
                 raise StopRequestedError
 
@@ -75,7 +75,7 @@ class Runner:
                 return self._record(job, SKIPPED, "the checkpoint was deleted before it was evaluated", attempts)
             _log.debug("evaluation of %s failed", job.checkpoint, exc_info=True)
             return self._record(job, FAILED, f"{type(error).__name__}: {error}", attempts)
-        claim.check()
+        lease.check()
         if preview is not None:
             write_png(grid_path(job.run_directory, job.checkpoint.name, job.protocol), make_grid(preview))
         return {**result, **self._record(job, DONE, "", attempts)}

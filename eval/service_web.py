@@ -103,7 +103,7 @@ def read_status(storage: Path, protocols: Sequence[Protocol], selection: Selecti
 
 
 def _state(job: Any, requested: bool) -> dict[str, Any]:
-    result = read_result(job.result_path) or {"status": "running" if job.claim_path.exists() else "waiting"}
+    result = read_result(job.result_path) or {"status": "running" if job.lease_path.exists() else "waiting"}
     return {
         "run": job.run_directory.name,
         "step": job.step,

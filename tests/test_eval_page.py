@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import pytest
 import uvicorn
 
+from cluster.lease import try_lease
 from eval.backlog import Selection
-from eval.claims import try_claim
 from eval.protocol import parse_protocol
 from eval.requests import request_evaluation, requested_jobs
 from eval.results import all_results, write_result
@@ -103,7 +103,7 @@ def test_the_json_names_every_wanted_evaluation_and_its_state(tmp_path):
     jobs = {job.step: job for job in polling.jobs()}
     polling.runner.run(jobs[3000])
     write_result(jobs[1000].result_path, {"status": "blocked", "reason": "weights: none", "time": time.time()})
-    with page(storage) as url, try_claim(jobs[2000].claim_path):
+    with page(storage) as url, try_lease(jobs[2000].lease_path):
         _, body = get(f"{url}/api/status")
     [run] = json.loads(body)["runs"]
     states = {job["step"]: (job["status"], job["reason"]) for job in run["queue"]}

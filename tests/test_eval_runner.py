@@ -1,4 +1,4 @@
-"""One evaluation from claim to result file, spool and grid: recorded whatever happens, resumed where it was."""
+"""One evaluation from lease to result file, spool and grid: recorded whatever happens, resumed where it was."""
 
 import json
 import multiprocessing
@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from cluster.lease import try_lease
 from cluster.tracking import read_metrics
 from data_pipeline.shards import open_dataset
 from eval.backlog import MAX_ATTEMPTS, Selection, jobs_of_run
 from eval.blocks import BlockWorker, block_path, missing_blocks
-from eval.claims import try_claim
 from eval.features import build_extractor
 from eval.protocol import parse_protocol
 from eval.reference import ReferenceCache, image_batches
@@ -89,7 +89,7 @@ def test_number_and_grid_reach_the_runs_spool_at_the_checkpoints_step(run):
     artifacts = [event["path"] for event in sent if event["type"] == "artifact"]
     assert str(grid_path(run, job.checkpoint.name, job.protocol).relative_to(run)) in artifacts
     assert not job.work_folder.exists()
-    assert not job.claim_path.exists()
+    assert not job.lease_path.exists()
 
 
 def test_numbers_arrive_in_mlflow_in_the_runs_one_run(run):
@@ -127,7 +127,7 @@ def test_a_result_that_is_there_is_not_made_again(run):
 
 def test_a_job_another_evaluator_holds_is_left_to_it(run):
     job = job_of(run)
-    with try_claim(job.claim_path):
+    with try_lease(job.lease_path):
         assert runner().run(job) is None
     assert not job.result_path.exists()
 
@@ -155,8 +155,8 @@ def test_a_damaged_checkpoint_fails_by_name_and_is_left_after_some_attempts(run)
 def test_an_evaluation_that_kills_its_evaluators_is_given_up(run):
     job = job_of(run)
     dead = {"token": "t", "heartbeat": 0.0, "machine": "elsewhere", "pid": 1, "attempt": MAX_ATTEMPTS}
-    job.claim_path.parent.mkdir(parents=True)
-    job.claim_path.write_text(json.dumps(dead))
+    job.lease_path.parent.mkdir(parents=True)
+    job.lease_path.write_text(json.dumps(dead))
     result = runner().run(job)
     assert result["status"] == "failed"
     assert "died" in result["reason"]
@@ -204,7 +204,7 @@ def test_killed_in_the_middle_and_resumed_gives_the_same_number_bit_for_bit(tmp_
     process.join()
     assert process.exitcode == -signal.SIGKILL
     job = job_of(run)
-    assert job.claim_path.exists()
+    assert job.lease_path.exists()
     resumed = runner().run(job)
     assert resumed["num_blocks_resumed"] == 2
     assert resumed["attempts"] == 2
@@ -217,7 +217,7 @@ def test_a_stop_between_blocks_keeps_the_finished_ones(run):
     asked = iter([False, True, True])
     assert runner(stop_requested=lambda: next(asked)).run(job) is None
     assert not job.result_path.exists()
-    assert not job.claim_path.exists()
+    assert not job.lease_path.exists()
     folder = job.work_folder / "blocks-of-8"
     assert missing_blocks(folder, job.protocol, SETTINGS) == [2]
     assert issubclass(StopRequestedError, Exception)

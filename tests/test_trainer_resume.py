@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -9,12 +10,13 @@ import pytest
 import torch
 
 from cluster.launch import Worker
+from cluster.lease import LostLeaseError
 from cluster.spool import read_metrics
 from cluster.storage import DamagedError, complete_directories
 from data_pipeline.demo import DemoOptions, pack_demo
 from tests.trainer_support import ROOT, command, digits, final_weights, losses, tiny_config, train_locally
 from trainer.checkpoint import step_of
-from trainer.run import open_run, plan
+from trainer.run import open_run, plan, run_lease
 from trainer.worker import train_worker
 
 
@@ -86,8 +88,9 @@ def test_another_number_of_workers_goes_on_with_the_same_run(data: Path, tmp_pat
 def test_other_semantics_are_refused_with_a_diff(data: Path, tmp_path: Path) -> None:
     train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 2}))
     changed = plan(tiny_config(data, tmp_path, "run", train={"seed": 1}, optim={"learning_rate": 1e-5}), "tiny")
-    with pytest.raises(ValueError, match=r"optim.learning_rate was 0.002, is 1e-05; train.seed was 0, is 1"):
-        open_run(changed)
+    expected = r"optim.learning_rate was 0.002, is 1e-05; train.seed was 0, is 1"
+    with run_lease(changed.directory) as lease, pytest.raises(ValueError, match=expected):
+        open_run(changed, lease)
 
 
 def test_changed_data_are_refused(tmp_path: Path) -> None:
@@ -95,8 +98,9 @@ def test_changed_data_are_refused(tmp_path: Path) -> None:
     digits(data)
     train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 2}))
     pack_demo(DemoOptions("digits", num_images=39), tmp_path / "other")
-    with pytest.raises(ValueError, match=r"data.digest was '\w+', is '\w+'"):
-        open_run(plan(tiny_config(tmp_path / "other", tmp_path, "run"), "tiny"))
+    changed = plan(tiny_config(tmp_path / "other", tmp_path, "run"), "tiny")
+    with run_lease(changed.directory) as lease, pytest.raises(ValueError, match=r"data.digest was '\w+', is '\w+'"):
+        open_run(changed, lease)
 
 
 def test_a_damaged_checkpoint_is_passed_over_loudly(
@@ -118,8 +122,10 @@ def test_without_any_whole_checkpoint_training_does_not_start_over(data: Path, t
     planned = train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 4}))
     for directory in complete_directories(planned.directory / "checkpoints"):
         (directory / "model.safetensors").unlink()
-    with pytest.raises(DamagedError, match="none of the 2 checkpoints"):
-        train_worker(Worker(0, 1, torch.device("cpu")), str(planned.directory))
+    with run_lease(planned.directory) as lease:
+        open_run(plan(tiny_config(data, tmp_path, "run"), "tiny"), lease)
+        with pytest.raises(DamagedError, match="none of the 2 checkpoints"):
+            train_worker(Worker(0, 1, torch.device("cpu")), str(planned.directory))
 
 
 def test_retention_keeps_the_newest_and_the_permanent(data: Path, tmp_path: Path) -> None:
@@ -171,3 +177,26 @@ def test_sigterm_ends_in_a_checkpoint_and_the_same_command_goes_on(
     resumed = command(*arguments, "--train.num_steps", str(step + 2))
     assert resumed.returncode == 0, resumed.stderr
     assert f"training from step {step} to {step + 2}" in resumed.stderr
+
+
+def test_a_second_process_is_refused_while_the_first_trains(data: Path, tmp_path: Path) -> None:
+    planned = plan(tiny_config(data, tmp_path, "run"), "tiny")
+    arguments = ["--preset", "demo", "--data.path", str(data), "--run.storage", str(tmp_path), "--run.name", "run"]
+    with run_lease(planned.directory) as lease:
+        open_run(planned, lease)
+        before = (planned.directory / "run.json").read_bytes()
+        second = command(*arguments, "--launcher", "local")
+    assert second.returncode == 2
+    assert "is being trained by another process" in second.stderr
+    assert (planned.directory / "run.json").read_bytes() == before
+
+
+def test_a_worker_whose_run_was_taken_over_commits_nothing(data: Path, tmp_path: Path) -> None:
+    planned = plan(tiny_config(data, tmp_path, "run"), "tiny")
+    with run_lease(planned.directory) as lease:
+        open_run(planned, lease)
+        state = json.loads(lease.path.read_text())
+        lease.path.write_text(json.dumps(state | {"token": "another"}))
+        with pytest.raises(LostLeaseError):
+            train_worker(Worker(0, 1, torch.device("cpu")), str(planned.directory))
+    assert complete_directories(planned.directory / "checkpoints") == []

@@ -18,7 +18,7 @@ from data_pipeline.demo import DemoOptions, pack_demo
 from models.config import ModelConfig
 from trainer.config import Config
 from trainer.presets import PRESETS
-from trainer.run import Plan, close_run, open_run, plan
+from trainer.run import Plan, close_run, open_run, plan, run_lease
 from trainer.worker import train_worker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,10 +59,11 @@ def tiny_config(data: Path, storage: Path, name: str, **sections: dict[str, Any]
 def train_locally(config: Config, function: Callable[[Worker, str], None] = train_worker) -> Plan:
     """The run as `--launcher local` does it, without the uploader."""
     planned = plan(config, "tiny")
-    open_run(planned)
     workers = planned.config.workers
-    launch_local(function, planned.directory, Resources(workers.num_workers, False, 1, 0, 60))
-    close_run(planned, "FINISHED")
+    with run_lease(planned.directory) as lease:
+        open_run(planned, lease)
+        launch_local(function, planned.directory, Resources(workers.num_workers, False, 1, 0, 60))
+        close_run(planned, "FINISHED")
     return planned
 
 

@@ -16,7 +16,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cluster.lease import Lease
 from cluster.storage import DamagedError, commit_directory, complete_directories, remove_directory, verify
+from eval.backlog import held_checkpoints
 from models.ema import ExponentialMovingAverage
 from models.snapshot import write_snapshot
 from trainer.config import CheckpointConfig, Config
@@ -55,11 +57,13 @@ def capture(step: int, engine: DdpEngine, ema: ExponentialMovingAverage) -> Capt
 class CheckpointStore:
     """The checkpoints of one run. `save` is for rank 0 alone; `restore` for all ranks."""
 
-    def __init__(self, run_directory: Path, config: Config, provenance: dict[str, Any]):
-        """provenance: what state.json and the snapshot say of their origin (run, config digest, data digest)."""
+    def __init__(self, run_directory: Path, config: Config, lease: Lease, provenance: dict[str, Any]):
+        """lease: the run's; a worker whose run was taken over commits nothing.
+
+        provenance: what state.json and the snapshot say of their origin (run, config digest, data digest).
+        """
         self._parent = run_directory / "checkpoints"
-        self._evaluations = run_directory / "evals"
-        self._config, self._provenance = config, provenance
+        self._config, self._lease, self._provenance = config, lease, provenance
         self._attempt = uuid.uuid4().hex[:8]
 
     def save(self, captured: Captured) -> Path:
@@ -83,6 +87,7 @@ class CheckpointStore:
             save_file(captured.optimizer, directory / "optimizer.safetensors")
             write_snapshot(directory, captured.ema, self._config.model, self._config.diffusion, state)
             (directory / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
+            self._lease.check()
 
         name = f"step-{captured.step:08d}-{self._attempt}"
         return commit_directory(self._parent, name, write, {"step": captured.step})
@@ -114,10 +119,10 @@ class CheckpointStore:
 
     def _apply_retention(self, keep: CheckpointConfig) -> None:
         """Never the newest `keep_last` (at least 2), nor the permanent ones, nor one an evaluation holds."""
+        held = held_checkpoints(self._parent.parent)
         for directory in complete_directories(self._parent)[: -keep.keep_last]:
             permanent = keep.keep_every_steps and step_of(directory) % keep.keep_every_steps == 0
-            held = any((self._evaluations / directory.name).glob("*.claim"))
-            if not permanent and not held:
+            if not permanent and directory.name not in held:
                 remove_directory(directory)
 
 

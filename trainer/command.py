@@ -21,7 +21,7 @@ from cluster.tracking import BackgroundUploader
 from trainer.config import Config, to_dict
 from trainer.hooks import stop_path
 from trainer.presets import PRESETS
-from trainer.run import Plan, close_run, open_run, plan, summary
+from trainer.run import Plan, close_run, open_run, plan, run_lease, summary
 from trainer.worker import train_worker
 
 _USER_ERROR, _FAILED, _INTERRUPTED = 2, 1, 130
@@ -58,15 +58,16 @@ def main(arguments: list[str]) -> int:
             print(json.dumps(summary(options.config), indent=2))
             return 0
         planned = plan(options.config, options.preset)
-        unfinished = open_run(planned)
+        with run_lease(planned.directory) as lease:
+            unfinished = open_run(planned, lease)
+            print(f"run {planned.config.run.name} in {planned.directory}", flush=True)
+            if unfinished:
+                return _run(planned, options.launcher)
     except (ValueError, OSError) as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return _USER_ERROR
-    print(f"run {planned.config.run.name} in {planned.directory}", flush=True)
-    if not unfinished:
-        print(f"finished already at step {planned.config.train.num_steps}; raise --train.num_steps to train on")
-        return 0
-    return _run(planned, options.launcher)
+    print(f"finished already at step {planned.config.train.num_steps}; raise --train.num_steps to train on")
+    return 0
 
 
 def _run(planned: Plan, launcher: Literal["ray", "local"]) -> int:

@@ -5,6 +5,8 @@ import os
 import subprocess
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 
 from cluster.launch import in_ray_job
+from cluster.lease import Lease, holding
 from cluster.spool import Spool
 from cluster.storage import read_json, write_json_atomic
 from cluster.tracking import default_tracking_uri
@@ -21,6 +24,7 @@ from models.config import build_model
 from trainer.config import Config, digest, flatten, semantics, to_dict
 
 _ROOT = Path(__file__).resolve().parents[1]
+LEASE_STALE_SECONDS = 30.0
 _VERSIONED = ("rayddpm", "torch", "ray", "deepspeed", "mlflow", "webdataset", "torch-ema", "numpy")
 
 
@@ -79,10 +83,20 @@ def plan(config: Config, preset: str) -> Plan:
     return Plan(config, manifest, Path(config.run.storage) / config.run.name)
 
 
-def open_run(plan: Plan) -> bool:
+@contextmanager
+def run_lease(directory: Path) -> Iterator[Lease]:
+    """The right to train the run in `directory`, for this process alone. Raises ValueError while another has it."""
+    path = directory / "lease.json"
+    with holding(path, LEASE_STALE_SECONDS) as lease:
+        if lease is None:
+            raise ValueError(f"{directory} is being trained by another process, see {path}: wait for it, or stop it")
+        yield lease
+
+
+def open_run(plan: Plan, lease: Lease) -> bool:
     """Create the run directory, or reopen it if it holds the same run. True if there is something left to train.
 
-    Raises ValueError with a diff if the directory holds a run of other semantics.
+    lease: held by the caller. Raises ValueError with a diff if the directory holds a run of other semantics.
     """
     path = plan.directory / "run.json"
     previous = read_json(path) if path.exists() else None
@@ -92,6 +106,7 @@ def open_run(plan: Plan) -> bool:
     config = plan.config
     run = {
         "run": config.run.name,
+        "lease_token": lease.token,
         "uid": previous["uid"] if previous else uuid.uuid4().hex,
         "num_attempts": previous["num_attempts"] + 1 if previous else 1,
         "created_unix_seconds": previous["created_unix_seconds"] if previous else time.time(),

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from cluster.launch import Worker
+from cluster.lease import Lease
 from cluster.spool import Spool
 from cluster.storage import read_json
 from data_pipeline.demo import resolve_path
@@ -14,13 +15,13 @@ from data_pipeline.order import SampleOrder
 from data_pipeline.shards import open_dataset
 from models.config import build_model
 from models.diffusion import GaussianDiffusion
-from models.ema import ExponentialMovingAverage
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config, from_dict
-from trainer.engines import DdpEngine
+from trainer.engines import make_engine
 from trainer.hooks import CheckpointHook, MetricsHook, StopHook, Stopped
 from trainer.loop import Hook, train
 from trainer.objective import Objective
+from trainer.run import LEASE_STALE_SECONDS
 from trainer.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
@@ -39,13 +40,13 @@ def train_worker(worker: Worker, run_directory: str) -> None:
     )
     torch.manual_seed(config.train.seed)
     model = build_model(config.model).to(objective.dtype)
-    engine = DdpEngine(model, objective, config, worker)
-    ema = ExponentialMovingAverage(
-        dict(engine.module.named_parameters()), config.ema.decay, use_num_updates=config.ema.warmup
-    )
+    engine = make_engine(model, objective, config, worker)
+    ema = engine.make_ema(config.ema)
     provenance = {name: run[name] for name in ("run", "uid", "config_digest", "manifest_digest", "versions")}
-    store = CheckpointStore(directory, config, provenance)
-    start_step = store.restore(engine, ema)
+    lease = Lease(directory / "lease.json", run["lease_token"], run["num_attempts"], LEASE_STALE_SECONDS)
+    lease.check()
+    store = CheckpointStore(directory, config, lease, provenance)
+    start_step = store.restore(engine, ema)  # type: ignore[arg-type]
     if worker.rank == 0:
         _log.info("training from step %d to %d on %d workers", start_step, config.train.num_steps, worker.world_size)
     if start_step >= config.train.num_steps:
@@ -53,10 +54,10 @@ def train_worker(worker: Worker, run_directory: str) -> None:
     stream = open_stream(config, worker, start_step, run["manifest_digest"])
     spool = Spool(directory, "train") if worker.rank == 0 else None
     watchdog = Watchdog(directory, worker, config.workers.step_timeout_seconds)
-    checkpoints = CheckpointHook(config, engine, ema, store, spool)
+    checkpoints = CheckpointHook(config, engine, ema, store, spool)  # type: ignore[arg-type]
     hooks: list[Hook] = [
         watchdog,
-        MetricsHook(config, worker, objective, engine, ema, stream, spool),
+        MetricsHook(config, worker, objective, engine, ema, stream, spool),  # type: ignore[arg-type]
         checkpoints,
         StopHook(directory, worker),
     ]

@@ -1,9 +1,8 @@
-"""Claims: one evaluator at a time works on an evaluation, and a dead one's work is taken over.
+"""Leases: one process at a time trains a run, or works on an evaluation, and a dead one's work is taken over.
 
-A claim is a file created with O_EXCL that holds its owner's token and is renewed by a heartbeat. It is stale when the
-heartbeat is old, or at once when its process is known to be dead. Should two evaluators still meet (clocks apart by
-more than the limit), the work is done twice and the same result is written twice: claims save time, the atomic
-result file keeps the count.
+A lease is a file created with O_EXCL that holds its owner's token and is renewed by a heartbeat. It is stale when the
+heartbeat is old, or at once when its process is known to be dead. Owners check it before they commit: one that was
+taken for dead, and lost its lease, writes nothing more.
 """
 
 import json
@@ -20,26 +19,30 @@ from types import TracebackType
 from typing import Any
 
 from cluster.storage import write_json_atomic
-from eval.errors import LostClaimError
+
+
+class LostLeaseError(RuntimeError):
+    """Another process has taken the work over; the holder of the old lease must stop without writing anything."""
+
 
 STALE_SECONDS = 90.0
 _HEARTBEATS_PER_LIMIT = 6
 
 
 @dataclass
-class Claim:
-    """A held claim; `with claim:` renews it in a thread and gives it up at the end."""
+class Lease:
+    """A held lease; `with lease:` renews it in a thread and gives it up at the end."""
 
     path: Path
     token: str
     attempt: int
-    """1 for the first evaluator, one more for each that died on the same evaluation."""
+    """1 for the first owner, one more for each that died holding the lease."""
     stale_seconds: float
 
     def check(self) -> None:
-        """Raises LostClaimError if another evaluator has taken over."""
+        """Raises LostLeaseError if another process has taken over."""
         if _read(self.path).get("token") != self.token:
-            raise LostClaimError(f"{self.path.name} was taken over by another evaluator")
+            raise LostLeaseError(f"{self.path.name} was taken over by another process")
 
     def renew(self) -> None:
         self.check()
@@ -49,9 +52,9 @@ class Claim:
         if _read(self.path).get("token") == self.token:
             self.path.unlink(missing_ok=True)
 
-    def __enter__(self) -> "Claim":
+    def __enter__(self) -> "Lease":
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="claim-heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
         self._thread.start()
         return self
 
@@ -64,14 +67,14 @@ class Claim:
         while not self._stop.wait(self.stale_seconds / _HEARTBEATS_PER_LIMIT):
             try:
                 self.renew()
-            except LostClaimError:
-                return  # check(), called between blocks, tells the evaluation
+            except LostLeaseError:
+                return  # check(), called before each commit, tells the owner
             except OSError:
                 continue  # a full disk or a network folder away: tried again, well before the limit
 
 
-def try_claim(path: Path, stale_seconds: float = STALE_SECONDS) -> Claim | None:
-    """The claim, or None while another living evaluator has it. Takes a stale one over."""
+def try_lease(path: Path, stale_seconds: float = STALE_SECONDS) -> Lease | None:
+    """The lease, or None while another living process has it. Takes a stale one over."""
     path.parent.mkdir(parents=True, exist_ok=True)
     found = _read(path)
     attempt = 1
@@ -86,27 +89,24 @@ def try_claim(path: Path, stale_seconds: float = STALE_SECONDS) -> Claim | None:
         return None
     with os.fdopen(descriptor, "w") as file:
         json.dump(_content(token, attempt), file)
-    return Claim(path, token, attempt, stale_seconds)
-
-
-def held_checkpoints(run_directory: Path, stale_seconds: float = STALE_SECONDS) -> set[str]:
-    """Names of checkpoints that an evaluation holds right now: retention must leave them."""
-    return {
-        path.parent.name
-        for path in (run_directory / "evals").glob("*/*.claim")
-        if (found := _read(path)) and not _is_stale(found, stale_seconds)
-    }
+    return Lease(path, token, attempt, stale_seconds)
 
 
 @contextmanager
-def holding(path: Path, stale_seconds: float = STALE_SECONDS) -> Iterator[Claim | None]:
-    """`try_claim` as a context: None, and nothing held, while another evaluator has it."""
-    claim = try_claim(path, stale_seconds)
-    if claim is None:
+def holding(path: Path, stale_seconds: float = STALE_SECONDS) -> Iterator[Lease | None]:
+    """`try_lease` as a context: None, and nothing held, while another process has it."""
+    lease = try_lease(path, stale_seconds)
+    if lease is None:
         yield None
         return
-    with claim:
-        yield claim
+    with lease:
+        yield lease
+
+
+def is_held(path: Path, stale_seconds: float = STALE_SECONDS) -> bool:
+    """Whether a living process holds the lease."""
+    found = _read(path)
+    return bool(found) and not _is_stale(found, stale_seconds)
 
 
 def _content(token: str, attempt: int) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _machine() -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The claim file's content; empty if there is none. One that is just being created counts from its file time."""
+    """The lease file's content; empty if there is none. One that is just being created counts from its file time."""
     try:
         status, text = path.stat(), path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -150,7 +150,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _remove_stale(path: Path, found: dict[str, Any]) -> bool:
-    """Rename the stale claim away; False if somebody else was faster. One rename wins: a file is renamed once."""
+    """Rename the stale lease away; False if somebody else was faster. One rename wins: a file is renamed once."""
     aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         os.rename(path, aside)
@@ -159,7 +159,7 @@ def _remove_stale(path: Path, found: dict[str, Any]) -> bool:
     try:
         if _read(aside).get("token") == found.get("token"):
             return True
-        # Between our look and our rename another evaluator took over: give its claim back.
+        # Between our look and our rename another process took over: give its lease back.
         os.link(aside, path)
         return False
     except FileExistsError:
