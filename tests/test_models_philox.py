@@ -136,3 +136,11 @@ def test_bits_are_the_same_on_a_gpu_and_normals_in_float32():
     )
     on_gpu, on_cpu = philox.normal(1, "s", index.cuda(), (1001,)).cpu(), philox.normal(1, "s", index, (1001,))
     torch.testing.assert_close(on_gpu, on_cpu, rtol=2e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("word", [0, 2**32 - 1])
+def test_extreme_words_give_finite_normals(monkeypatch, word):
+    monkeypatch.setattr(philox, "uniform_bits", lambda seed, stream, index, draw, num: torch.full((1, num), word))
+    x = philox.normal(0, "s", torch.tensor([0]), (4,), dtype=torch.float64)
+    assert torch.isfinite(x).all()
+    assert x.abs().max() < 6.77
