@@ -29,7 +29,7 @@ def distance_chart(
         marker = _MARKERS[list(colours).index(name) % len(_MARKERS)]
         axes.fill_between(x, low, high, color=colours[name], alpha=0.18, linewidth=0)
         axes.plot(x, value, color=colours[name], marker=marker, markersize=4.5, label=name, zorder=3 + place)
-        if wide:
+        if wide and len(series) == 1:
             best = min(points, key=lambda point: point[1])
             last = max(points)
             for point in {best, last}:

@@ -33,7 +33,10 @@ def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection
                 **run,
                 "folder": directory.name,
                 "summary": summarise(run, found),
-                "charts": [protocol_charts(protocol, [run], colours) for protocol in found],
+                "charts": sorted(
+                    (protocol_charts(protocol, [run], colours) for protocol in found),
+                    key=lambda chart: -len(chart["rows"]),
+                ),
                 "steps": sorted({checkpoint_step(path.name) for path in checkpoints}, reverse=True),
                 "offered": offered,
                 "grids": [

@@ -47,7 +47,10 @@ def render(data: Mapping[str, Any]) -> str:
         style=resources.files("eval").joinpath("page", "report.css").read_text(encoding="utf-8"),
         colours=colours,
         summary=[summarise(run, data["protocols"]) for run in runs],
-        charts=[protocol_charts(protocol, runs, colours) for protocol in data["protocols"]],
+        charts=sorted(
+            (protocol_charts(protocol, runs, colours) for protocol in data["protocols"]),
+            key=lambda chart: -len(chart["rows"]),
+        ),
         loss=_loss(runs, colours),
     )
 
