@@ -6,7 +6,7 @@ size G, so that workers with one image more or less weigh right.
 
 import warnings
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,11 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cluster.launch import Worker
 from data_pipeline.loader import Batch
+from models.ema import ExponentialMovingAverage
 from trainer import randomness
-from trainer.config import Config
+from trainer.config import Config, EmaConfig, OptimConfig
 from trainer.objective import Objective
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def cpu_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -39,20 +40,59 @@ class NonFiniteError(FloatingPointError):
     """A gradient was NaN or infinite; raised on all workers before any weight changed."""
 
 
-class DdpEngine:
-    """Replicated weights, gradients averaged by torch's DistributedDataParallel."""
+class Engine(Protocol):
+    """What the loop, the hooks and the checkpoints know of an engine, whatever divides the work among the workers.
 
-    def __init__(self, model: nn.Module, objective: Objective, config: Config, worker: Worker):
-        self.module = model.to(worker.device)
+    The state methods are collective: every rank calls them, in the same order. States are engine-neutral: what one
+    engine gives at one world size, any other takes at any world size.
+    """
+
+    module: nn.Module
+
+    def step(self, batch: Batch) -> StepResult:
+        """The update number `batch.step` (zero-based). Raises NonFiniteError on all workers before weights change."""
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of update number `step`."""
+
+    def make_ema(self, config: EmaConfig) -> ExponentialMovingAverage:
+        """An average of the weights as they are now; its named_state and load_named_state are collective."""
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Full named weights in host memory, names as in the plain module."""
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Adam's moments in host memory, `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, and `step`."""
+
+    def load_state(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+        """The inverse of `model_state` and `optimizer_state`. KeyError or RuntimeError if names or shapes differ."""
+
+
+def make_engine(model: nn.Module, objective: Objective, config: Config, worker: Worker) -> Engine:
+    """The engine that `workers.strategy` names. model: on any device, the same weights on every worker."""
+    if config.workers.strategy == "ddp":
+        return DdpEngine(model, objective, config, worker)
+    # DeepSpeed takes seconds to import, and only these engines need it.
+    from trainer.zero_engine import ZeroEngine
+
+    return ZeroEngine(model, objective, config, worker)
+
+
+def make_adam(model: nn.Module, optim: OptimConfig) -> torch.optim.Adam:
+    """Adam over all parameters, as in the paper."""
+    betas = (optim.beta1, optim.beta2)
+    return torch.optim.Adam(model.parameters(), lr=optim.learning_rate, betas=betas, eps=optim.eps)
+
+
+class BaseEngine:
+    """What the engines share: schedule, precision, dropout's seeds, and passes of bounded size."""
+
+    module: nn.Module
+
+    def __init__(self, objective: Objective, config: Config, worker: Worker):
         self._objective, self._config, self._worker = objective, config, worker
-        self._distributed = worker.world_size > 1
-        # The gradients of 1x1 convolutions come with other strides for the same memory layout, which is harmless.
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
-        self._model: nn.Module = DistributedDataParallel(self.module) if self._distributed else self.module
-        optim = config.optim
-        self.optimizer = torch.optim.Adam(
-            self.module.parameters(), lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), eps=optim.eps
-        )
+        # Engines divide the gradients they sum by the number of workers.
+        self._loss_weight = worker.world_size / config.train.global_batch_size
         if config.train.precision == "tf32":
             torch.set_float32_matmul_precision("high")
 
@@ -61,14 +101,59 @@ class DdpEngine:
         optim = self._config.optim
         return optim.learning_rate * (min(step / optim.warmup_steps, 1.0) if optim.warmup_steps else 1.0)
 
+    def make_ema(self, config: EmaConfig) -> ExponentialMovingAverage:
+        """An average of the weights as they are now, whole on every worker."""
+        return ExponentialMovingAverage(
+            dict(self.module.named_parameters()), config.decay, use_num_updates=config.warmup
+        )
+
+    @property
+    def _clips_slices(self) -> bool:
+        return self._config.optim.clip_scope == "slice" and self._config.optim.max_grad_norm > 0
+
+    def _begin(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Seed dropout for this step; images and counters on the device."""
+        randomness.seed_dropout(self._config.train.seed, batch.step, self._worker.rank)
+        self.module.train()
+        images = batch.images.to(self._worker.device, non_blocking=True)
+        return images, batch.counters.to(self._worker.device, non_blocking=True)
+
+    def _passes(self, images: Tensor, counters: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The batch in parts of at most `train.max_images_per_pass` images."""
+        size = self._config.train.max_images_per_pass or len(images)
+        return list(zip(images.split(size), counters.split(size), strict=True))
+
+    def _slices(self, images: Tensor, counters: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The batch in the parts that are clipped each for itself."""
+        size = self._config.optim.clip_slice_images
+        return list(zip(images.split(size), counters.split(size), strict=True))
+
+    def _autocast(self) -> torch.autocast:
+        bf16 = self._config.train.precision == "bf16"
+        return torch.autocast(self._worker.device.type, torch.bfloat16, enabled=bf16)
+
+    def _set_learning_rate(self, groups: list[dict[str, Any]], step: int) -> None:
+        for group in groups:
+            group["lr"] = self.learning_rate(step)
+
+
+class DdpEngine(BaseEngine):
+    """Replicated weights, gradients averaged by torch's DistributedDataParallel."""
+
+    def __init__(self, model: nn.Module, objective: Objective, config: Config, worker: Worker):
+        super().__init__(objective, config, worker)
+        self.module = model.to(worker.device)
+        self._distributed = worker.world_size > 1
+        # The gradients of 1x1 convolutions come with other strides for the same memory layout, which is harmless.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+        self._model: nn.Module = DistributedDataParallel(self.module) if self._distributed else self.module
+        self.optimizer = make_adam(self.module, config.optim)
+
     def step(self, batch: Batch) -> StepResult:
         """The update number `batch.step` (zero-based). Raises NonFiniteError before weights change."""
-        randomness.seed_dropout(self._config.train.seed, batch.step, self._worker.rank)
-        images = batch.images.to(self._worker.device, non_blocking=True)
-        counters = batch.counters.to(self._worker.device, non_blocking=True)
-        self.module.train()
+        images, counters = self._begin(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        if self._config.optim.clip_scope == "slice" and self._config.optim.max_grad_norm:
+        if self._clips_slices:
             losses = self._backward_slices(images, counters)
             max_norm = float("inf")
         else:
@@ -78,8 +163,7 @@ class DdpEngine:
         # Reading the norm waits for the device; without it one NaN would reach the weights, the EMA and a checkpoint.
         if not torch.isfinite(grad_norm):
             raise NonFiniteError(f"the gradient of step {batch.step} is not finite (norm {grad_norm.item()})")
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(batch.step)
+        self._set_learning_rate(self.optimizer.param_groups, batch.step)
         self.optimizer.step()
         return StepResult(losses, grad_norm.detach())
 
@@ -93,7 +177,7 @@ class DdpEngine:
         step = torch.zeros(())
         for name, parameter in self.module.named_parameters():
             state = self.optimizer.state[parameter]
-            moments |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
+            moments |= {f"{moment}.{name}": state[moment] for moment in MOMENTS}
             step = state["step"]
         return cpu_copies({**moments, "step": step})
 
@@ -101,20 +185,17 @@ class DdpEngine:
         """The inverse of `model_state` and `optimizer_state`. KeyError or RuntimeError if names or shapes differ."""
         self.module.load_state_dict(model)
         for name, parameter in self.module.named_parameters():
-            state = {m: optimizer[f"{m}.{name}"].to(parameter) for m in _MOMENTS}
+            state = {m: optimizer[f"{m}.{name}"].to(parameter) for m in MOMENTS}
             self.optimizer.state[parameter] = {**state, "step": optimizer["step"].clone()}
 
     def _backward(self, images: Tensor, counters: Tensor) -> Tensor:
         """Gradient of the global batch's mean loss into .grad; passes of bounded size, one all-reduce at the last."""
-        size = self._config.train.max_images_per_pass or len(images)
-        passes = list(zip(images.split(size), counters.split(size), strict=True))
+        passes = self._passes(images, counters)
         losses = []
-        # DDP divides the summed gradients by the number of workers.
-        weight = self._worker.world_size / self._config.train.global_batch_size
         for number, (some_images, some_counters) in enumerate(passes, 1):
             with nullcontext() if number == len(passes) else self._without_sync():
                 loss = self._losses(self._model, some_images, some_counters)
-                (loss.sum() * weight).backward()
+                (loss.sum() * self._loss_weight).backward()
             losses.append(loss.detach())
         return torch.cat(losses)
 
@@ -125,11 +206,10 @@ class DdpEngine:
         share, here a number of images, so that the result does not depend on the hardware.
         """
         optim, parameters = self._config.optim, list(self.module.parameters())
-        size = optim.clip_slice_images
-        num_slices = self._config.train.global_batch_size // size
+        num_slices = self._config.train.global_batch_size // optim.clip_slice_images
         total = [torch.zeros_like(p) for p in parameters]
         losses = []
-        for some_images, some_counters in zip(images.split(size), counters.split(size), strict=True):
+        for some_images, some_counters in self._slices(images, counters):
             self.optimizer.zero_grad(set_to_none=True)
             losses.append(self._accumulate_slice(some_images, some_counters))
             nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
@@ -142,17 +222,15 @@ class DdpEngine:
         return torch.cat(losses)
 
     def _accumulate_slice(self, images: Tensor, counters: Tensor) -> Tensor:
-        size = self._config.train.max_images_per_pass or len(images)
         losses = []
-        for some_images, some_counters in zip(images.split(size), counters.split(size), strict=True):
+        for some_images, some_counters in self._passes(images, counters):
             loss = self._losses(self.module, some_images, some_counters)
             (loss.sum() / len(images)).backward()
             losses.append(loss.detach())
         return torch.cat(losses)
 
     def _losses(self, model: nn.Module, images: Tensor, counters: Tensor) -> Tensor:
-        bf16 = self._config.train.precision == "bf16"
-        with torch.autocast(self._worker.device.type, torch.bfloat16, enabled=bf16):
+        with self._autocast():
             return self._objective.losses(model, images, counters)
 
     def _without_sync(self) -> "nullcontext[None]":

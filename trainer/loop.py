@@ -5,7 +5,7 @@ from typing import Protocol
 
 from data_pipeline.loader import Batch
 from models.ema import ExponentialMovingAverage
-from trainer.engines import DdpEngine, StepResult
+from trainer.engines import Engine, StepResult
 
 
 class Hook(Protocol):
@@ -16,7 +16,7 @@ class Hook(Protocol):
 
 
 def train(
-    stream: Iterable[Batch], engine: DdpEngine, ema: ExponentialMovingAverage, hooks: Sequence[Hook], num_steps: int
+    stream: Iterable[Batch], engine: Engine, ema: ExponentialMovingAverage, hooks: Sequence[Hook], num_steps: int
 ) -> None:
     """Consume `stream` until `num_steps` updates are complete."""
     for batch in stream:
