@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import uvicorn
@@ -204,7 +204,8 @@ class Browser:
                 break
         with urllib.request.urlopen(f"http://{found[1]}/json", timeout=60) as answer:
             [tab] = [tab for tab in json.load(answer) if tab["type"] == "page"]
-        self._socket = connect(tab["webSocketDebuggerUrl"], max_size=None)
+        self._stack = ExitStack()
+        self._socket = self._stack.enter_context(connect(tab["webSocketDebuggerUrl"], max_size=None))
         self._numbers = itertools.count(1)
         self._call("Page.navigate", url=url)
 
@@ -222,7 +223,7 @@ class Browser:
         return base64.b64decode(self._call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
 
     def close(self):
-        self._socket.close()
+        self._stack.close()
         self._process.terminate()
         self._process.wait()
         self._process.stderr.close()
