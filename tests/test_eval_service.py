@@ -102,7 +102,7 @@ def test_a_checkpoint_deleted_before_its_turn_is_recorded_as_skipped(tmp_path):
     result = read_result(older.result_path)
     assert (result["status"], result["step"]) == ("skipped", 100)
     assert "deleted" in result["reason"]
-    assert not list(run.glob("evals/*/*.claim"))
+    assert not list(run.glob("evals/*/*.lease"))
 
 
 def test_a_stop_ends_the_service_at_once(tmp_path):
