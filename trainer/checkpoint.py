@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster.lease import Lease
 from cluster.storage import DamagedError, commit_directory, complete_directories, remove_directory, verify
 from eval.backlog import held_checkpoints
 from models.ema import ExponentialMovingAverage
-from models.snapshot import write_snapshot
+from models.snapshot import save_tensors, write_snapshot
 from trainer.config import CheckpointConfig, Config
 from trainer.engines import DdpEngine
 
@@ -83,8 +83,8 @@ class CheckpointStore:
         state = {**self._provenance, "step": captured.step, "ema": captured.ema_progress}
 
         def write(directory: Path) -> None:
-            save_file(captured.model, directory / "model.safetensors")
-            save_file(captured.optimizer, directory / "optimizer.safetensors")
+            save_tensors(captured.model, directory / "model.safetensors")
+            save_tensors(captured.optimizer, directory / "optimizer.safetensors")
             write_snapshot(directory, captured.ema, self._config.model, self._config.diffusion, state)
             (directory / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
             self._lease.check()
