@@ -22,7 +22,7 @@ from eval.backlog import held_checkpoints
 from models.ema import ExponentialMovingAverage
 from models.snapshot import save_tensors, write_snapshot
 from trainer.config import CheckpointConfig, Config
-from trainer.engines import DdpEngine
+from trainer.engines import Engine
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Captured:
     """decay, number of updates, share of the initial weights."""
 
 
-def capture(step: int, engine: DdpEngine, ema: ExponentialMovingAverage) -> Captured:
+def capture(step: int, engine: Engine, ema: ExponentialMovingAverage) -> Captured:
     """Copy the state after `step` updates to the host. Collective: every rank calls it, rank 0 saves it."""
     progress = {
         "decay": ema.decay,
@@ -92,7 +92,7 @@ class CheckpointStore:
         name = f"step-{captured.step:08d}-{self._attempt}"
         return commit_directory(self._parent, name, write, {"step": captured.step})
 
-    def restore(self, engine: DdpEngine, ema: ExponentialMovingAverage) -> int:
+    def restore(self, engine: Engine, ema: ExponentialMovingAverage) -> int:
         """Load the newest checkpoint that verifies; the number of completed updates, 0 if there is none.
 
         A damaged one is reported and passed over. Raises DamagedError if there are checkpoints and none verifies.
@@ -109,7 +109,7 @@ class CheckpointStore:
             raise DamagedError(f"none of the {len(checkpoints)} checkpoints in {self._parent} verifies; see the log")
         return 0
 
-    def _load(self, directory: Path, engine: DdpEngine, ema: ExponentialMovingAverage) -> int:
+    def _load(self, directory: Path, engine: Engine, ema: ExponentialMovingAverage) -> int:
         state = json.loads((directory / "state.json").read_text())
         engine.load_state(load_file(directory / "model.safetensors"), load_file(directory / "optimizer.safetensors"))
         ema.load_named_state(

@@ -16,7 +16,7 @@ from data_pipeline.loader import Batch, BatchStream
 from models.ema import ExponentialMovingAverage
 from trainer.checkpoint import BackgroundSaver, CheckpointStore, Saved, capture
 from trainer.config import Config
-from trainer.engines import DdpEngine, StepResult
+from trainer.engines import Engine, StepResult
 from trainer.objective import Objective
 
 _NUM_QUARTILES = 4
@@ -30,7 +30,7 @@ class MetricsHook:
         config: Config,
         worker: Worker,
         objective: Objective,
-        engine: DdpEngine,
+        engine: Engine,
         ema: ExponentialMovingAverage,
         stream: BatchStream,
         spool: Spool | None,
@@ -91,7 +91,7 @@ class CheckpointHook:
     def __init__(
         self,
         config: Config,
-        engine: DdpEngine,
+        engine: Engine,
         ema: ExponentialMovingAverage,
         store: CheckpointStore,
         spool: Spool | None,

@@ -150,7 +150,7 @@ def _announce(plan: Plan, run: dict[str, Any]) -> None:
             "config_digest": run["config_digest"],
             "num_attempts": run["num_attempts"],
             "world_size": plan.config.workers.num_workers,
-            "strategy": "ddp",
+            "strategy": plan.config.workers.strategy,
             "run_directory": plan.directory,
         }
     )

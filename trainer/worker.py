@@ -46,7 +46,7 @@ def train_worker(worker: Worker, run_directory: str) -> None:
     lease = Lease(directory / "lease.json", run["lease_token"], run["num_attempts"], LEASE_STALE_SECONDS)
     lease.check()
     store = CheckpointStore(directory, config, lease, provenance)
-    start_step = store.restore(engine, ema)  # type: ignore[arg-type]
+    start_step = store.restore(engine, ema)
     if worker.rank == 0:
         _log.info("training from step %d to %d on %d workers", start_step, config.train.num_steps, worker.world_size)
     if start_step >= config.train.num_steps:
@@ -54,10 +54,10 @@ def train_worker(worker: Worker, run_directory: str) -> None:
     stream = open_stream(config, worker, start_step, run["manifest_digest"])
     spool = Spool(directory, "train") if worker.rank == 0 else None
     watchdog = Watchdog(directory, worker, config.workers.step_timeout_seconds)
-    checkpoints = CheckpointHook(config, engine, ema, store, spool)  # type: ignore[arg-type]
+    checkpoints = CheckpointHook(config, engine, ema, store, spool)
     hooks: list[Hook] = [
         watchdog,
-        MetricsHook(config, worker, objective, engine, ema, stream, spool),  # type: ignore[arg-type]
+        MetricsHook(config, worker, objective, engine, ema, stream, spool),
         checkpoints,
         StopHook(directory, worker),
     ]
