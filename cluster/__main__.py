@@ -4,11 +4,10 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
-
-from jsonargparse import auto_cli
+from typing import Literal
 
 from cluster import local
+from cluster.command_line import USER_ERROR, Command, run_command
 
 
 def up(num_cpus: int | None = None) -> None:
@@ -92,12 +91,12 @@ Ctrl-C stops the job. Paths in ARGS must be absolute: a job runs in a copy of th
 def main(arguments: list[str]) -> int:
     """Exit status of the command; 2 for a user's error."""
     try:
-        if arguments[:1] == ["submit"]:
-            if arguments[1:2] != ["--"]:
-                print(_SUBMIT_HELP)
-                return 0 if set(arguments[1:]) & {"-h", "--help"} else 2
+        if arguments[:1] == ["submit"] and "--" in arguments[1:2]:
             return submit(arguments[2:])
-        commands: dict[str, Any] = {
+        if arguments[:1] == ["submit"]:
+            print(_SUBMIT_HELP)
+            return 0 if set(arguments) & {"-h", "--help"} else USER_ERROR
+        commands: dict[str, Command] = {
             "up": up,
             "down": down,
             "status": status,
@@ -105,11 +104,10 @@ def main(arguments: list[str]) -> int:
             "upload": upload,
             "demo": demo,
         }
-        auto_cli(commands, args=arguments, prog="python -m cluster", description=__doc__)
-    except (ValueError, OSError, RuntimeError) as error:
+        return run_command(commands, arguments, "python -m cluster", "Where things run: a local cluster, jobs, MLflow.")
+    except (OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return USER_ERROR
 
 
 if __name__ == "__main__":

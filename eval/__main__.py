@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from eval.command_line import Command, run_command
+from cluster.command_line import Command, run_command
 from eval.fetch import INCEPTION_URL, fetch
 from eval.protocol import parse_protocol
 from eval.settings import EvaluationSettings, PoolSettings

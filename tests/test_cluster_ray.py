@@ -56,7 +56,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("home"))
-    started = cluster("up", "--num_cpus", "2")
+    started = cluster("up", "--num-cpus", "2")
     assert started.returncode == 0, started.stderr
     yield cluster
     processes = cluster.processes()
