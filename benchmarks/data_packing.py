@@ -1,6 +1,6 @@
 """Images per second of packing 1024 px sources to 256 px, one process each, and what the shortcut costs in quality.
 
-    python benchmarks/data_packing.py [--num_images 60] [--rounds 3]
+    python benchmarks/data_packing.py [--num_images 150] [--rounds 3]
 
 The peer is what one would write by hand: Pillow decodes, crops and resizes with Lanczos; webdataset's ShardWriter
 writes JPEGs of quality 95. Rounds are interleaved; the median counts.
@@ -49,7 +49,7 @@ def make_files(root: Path, number: int) -> None:
         (root / name).mkdir()
     for i in range(number):
         pixels = np.zeros((SOURCE_SIZE, SOURCE_SIZE, 3))
-        for side, strength in ((8, 110), (64, 50), (256, 18), (1024, 6)):
+        for side, strength in ((8, 110), (64, 45), (256, 14), (1024, 2.5)):
             noise = generator.normal(128, strength, (side, side, 3)).clip(0, 255).astype(np.uint8)
             layer = Image.fromarray(noise).resize((SOURCE_SIZE, SOURCE_SIZE), Image.Resampling.BICUBIC)
             pixels += np.asarray(layer).astype(float) - 128
@@ -69,7 +69,7 @@ def quality(folder: Path) -> str:
     return f"PSNR {10 * np.log10(255**2 / np.mean(squared)):.1f} dB, largest difference {largest} of 255"
 
 
-def main(num_images: int = 60, rounds: int = 3) -> None:
+def main(num_images: int = 150, rounds: int = 3) -> None:
     """Compare packing.
 
     Args:

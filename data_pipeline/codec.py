@@ -12,10 +12,16 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+try:
+    import pyspng
+except ImportError:  # no wheel for this platform: Pillow decodes to the same pixels, more slowly
+    pyspng = None
+
 Encoding = Literal["png", "jpg", "npy"]
 EXTENSIONS = ("png", "jpg", "jpeg", "npy")
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 _JPEG_COLORSPACE = {1: "GRAY", 3: "RGB"}
+_PNG_BIT_DEPTH_BYTE = 24
 _PNG_MODE = {1: "L", 3: "RGB"}
 
 
@@ -55,6 +61,22 @@ def decode_into(data: bytes, extension: str, out: np.ndarray) -> None:
         raise ValueError(f"{error}" or type(error).__name__) from error
 
 
+def fast_png_pixels(data: bytes, image: Image.Image) -> np.ndarray | None:
+    """Pixels of a plain 8-bit RGB or grey PNG by libspng, twice as fast as Pillow and equal to it: (H, W[, 3]) uint8.
+
+    image: its header, as Pillow opened it. None if the file is of another kind, or damaged: Pillow then says how.
+    """
+    plain = image.format == "PNG" and image.mode in ("RGB", "L") and "transparency" not in image.info
+    if pyspng is None or not plain or data[_PNG_BIT_DEPTH_BYTE] != 8:
+        return None
+    try:
+        pixels: np.ndarray = pyspng.load(data)
+    except (RuntimeError, ValueError):
+        return None
+    shape = (image.height, image.width, 3)[: 3 if image.mode == "RGB" else 2]
+    return pixels.reshape(shape) if pixels.dtype == np.uint8 and pixels.size == np.prod(shape) else None
+
+
 def _decode_jpeg(data: bytes, out: np.ndarray) -> None:
     height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     _check_size((height, width), out)
@@ -67,7 +89,8 @@ def _decode_png(data: bytes, out: np.ndarray) -> None:
         _check_size((image.height, image.width), out)
         if image.mode != _PNG_MODE[out.shape[2]]:
             raise ValueError(f"PNG mode {image.mode}, expected {_PNG_MODE[out.shape[2]]}")
-        out[...] = np.asarray(image).reshape(out.shape)
+        pixels = fast_png_pixels(data, image)
+        out[...] = (np.asarray(image) if pixels is None else pixels).reshape(out.shape)
 
 
 def _decode_npy(data: bytes, out: np.ndarray) -> None:

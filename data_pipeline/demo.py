@@ -20,7 +20,7 @@ from data_pipeline.sources import ArraySource, Entry, Refusal, Sample, Source
 
 DEMO_SETS = ("digits", "faces")
 _PREFIX = "demo:"
-_DRAWING_VERSION = 1
+_SET_VERSION = 2
 _NUM_DIGITS = 1797
 _DIGIT_SIZE = 8
 _DIGIT_LEVELS = 16
@@ -55,7 +55,7 @@ class DemoOptions:
         source = self.source()
         size = self.image_size or source.image_size
         number = self.num_images or (_NUM_DIGITS if self.name == "digits" else 2000)
-        return f"{self.name}-{size}px-{number}-seed{self.seed}-v{_DRAWING_VERSION}"
+        return f"{self.name}-{size}px-{number}-seed{self.seed}-v{_SET_VERSION}"
 
     def source(self) -> Source:
         """Where the images come from. ValueError for a size that cannot be drawn."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from data_pipeline.codec import DECODE_ERRORS
+from data_pipeline.codec import DECODE_ERRORS, fast_png_pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2")
@@ -23,6 +23,8 @@ MAX_PIXELS = 64_000_000
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _JPEG_FORMATS = ("JPEG", "MPO")
 _EXIF_ORIENTATION = 0x0112
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+"""Marks of the PNG chunks that may say how the image is to be turned"""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ def frame_bytes(data: bytes, framing: Framing) -> Framed:
             source_size = image.size
             if not framing.exact and image.format in _JPEG_FORMATS:
                 _draft(image, framing.image_size)
-            image.load()
-            return Framed(_frame(flatten(upright(image), framing), framing), source_size)
+            pixels = fast_png_pixels(data, image) if not any(name in data for name in _PNG_ORIENTATION) else None
+            decoded = upright(image) if pixels is None else Image.fromarray(pixels)
+            return Framed(_frame(flatten(decoded, framing), framing), source_size)
     except DECODE_ERRORS as error:
         raise ValueError(f"{error}" or type(error).__name__) from error
 
@@ -129,7 +132,10 @@ def flatten(image: Image.Image, framing: Framing) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says."""
-    return ImageOps.exif_transpose(image) or image
+    image.load()
+    if image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
+        return image  # exif_transpose would copy it
+    return ImageOps.exif_transpose(image)
 
 
 def _draft(image: Image.Image, image_size: int) -> None:

@@ -86,11 +86,17 @@ class Manifest:
         """Identity of the data set: sha256 (hex) of the canonical JSON of all that defines its content."""
         content = self._content()
         del content["source"]
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return _canonical_sha256(content)
+
+    @property
+    def checksum(self) -> str:
+        """Over everything in the manifest: tells damage apart from content, never identifies."""
+        return _canonical_sha256(self._content())
 
     def to_json(self) -> str:
         """The text of manifest.json: the same bytes for the same manifest."""
-        return json.dumps(self._content() | {"digest": self.digest}, indent=1, sort_keys=True) + "\n"
+        content = self._content() | {"digest": self.digest, "checksum": self.checksum}
+        return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
     def differences(self, other: "Manifest") -> list[str]:
         """What differs between two data sets, one line each, at most ten; empty if the digests agree."""
@@ -132,9 +138,11 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         names = ("image_size", "image_channels", "num_samples", "preprocessing", "source")
         shards = tuple(ShardRecord(**shard) for shard in content["shards"])
         manifest = Manifest(shards=shards, **{name: content[name] for name in names})
-        stored_digest = content["digest"]
+        stored_digest, stored_checksum = content["digest"], content["checksum"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where} is not a usable manifest ({error!r}); pack the data set again") from error
+    if manifest.digest == stored_digest and manifest.checksum != stored_checksum:
+        raise ValueError(f"{where} is damaged in its informative part; restore it or pack the data set again")
     if manifest.digest != stored_digest:
         raise ValueError(
             f"{where} was changed after packing: it states digest {stored_digest}, its content has "
@@ -153,6 +161,10 @@ def load_manifest(path: str | Path) -> Manifest:
             "make one with `python -m data_pipeline pack SOURCE DEST` or use demo:digits"
         )
     return parse_manifest(file.read_bytes(), str(file))
+
+
+def _canonical_sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _short(shard: ShardRecord | None) -> str:

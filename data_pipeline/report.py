@@ -16,7 +16,7 @@ from data_pipeline.writer import WORK_FOLDER, ShardNotes, write_atomic
 REPORT_NAME, PREVIEW_NAME, MEAN_NAME = "report.json", "preview.png", "mean.png"
 _GRID = 8
 _GRID_GAP_PIXELS = 2
-_MAX_GRID_PIXELS = 2048
+_MAX_GRID_PIXELS = 1024
 _NUM_LISTED_SIZES = 100
 
 
@@ -24,7 +24,8 @@ def write_report(
     manifest: Manifest, dest: Path, notes: Sequence[ShardNotes], refused: Sequence[Refusal], num_ignored: int
 ) -> None:
     """Write the three files into `dest`. The notes' pixel sums still lie in the work folder."""
-    sums = sum(np.load(dest / WORK_FOLDER / (note.shard + ".npy"), allow_pickle=False) for note in notes)
+    files = [dest / WORK_FOLDER / (note.shard + ".npy") for note in notes]
+    sums = sum(np.load(file, allow_pickle=False).astype(np.int64) for file in files)
     mean = np.asarray(sums) / manifest.num_samples
     sizes: Counter[str] = Counter()
     for note in notes:

@@ -82,7 +82,7 @@ def write_shard(source: Source, entries: Sequence[Entry], recipe: Recipe, dest: 
 
     shape = (recipe.framing.image_size, recipe.framing.image_size, recipe.framing.image_channels)
     work, temporary = dest / WORK_FOLDER, dest / WORK_FOLDER / (name + ".tmp")
-    pixel_sums, refused = np.zeros(shape, dtype=np.int64), []
+    pixel_sums, refused = np.zeros(shape, dtype=np.uint32), []
     sizes: Counter[str] = Counter()
     num_enlarged = num_kept = 0
     with open(temporary, "wb") as file:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 from skimage.metrics import peak_signal_noise_ratio
 
+from data_pipeline import codec
 from data_pipeline.images import MAX_PIXELS, Framing, frame_array, frame_bytes
 from tests.data_support import encoded, photo
 
@@ -222,3 +223,21 @@ def test_webp_bmp_and_ppm_are_read() -> None:
     for image_format, settings in (("WEBP", {"lossless": True}), ("BMP", {}), ("PPM", {}), ("TIFF", {})):
         np.testing.assert_array_equal(framed(encoded(image, image_format, **settings)), image)
     assert Image.open(io.BytesIO(encoded(image, "WEBP"))).format == "WEBP"
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "P", "RGBA", "transparent", "turned", "interlaced-like filters"])
+def test_the_fast_png_decoder_gives_pillows_pixels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(photo(40, height=56))
+    settings: dict[str, object] = {"compress_level": 9} if kind == "interlaced-like filters" else {}
+    if kind in ("L", "P", "RGBA"):
+        image = image.convert(kind)
+    if kind == "transparent":
+        settings["transparency"] = tuple(int(value) for value in photo(40, height=56)[0, 0])
+    if kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        settings["exif"] = exif
+    data = encoded(image, "PNG", **settings)
+    fast = framed(data)
+    monkeypatch.setattr(codec, "pyspng", None)
+    np.testing.assert_array_equal(fast, framed(data))
