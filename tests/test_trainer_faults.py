@@ -10,9 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from cluster.launch import Worker
 from cluster.spool import read_metrics
-from tests.trainer_support import ROOT, command, digits, losses
+from cluster.storage import complete_directories
+from tests.trainer_support import ROOT, command, digits, losses, tiny_config
+from trainer.checkpoint import step_of
+from trainer.engines import NonFiniteError
+from trainer.run import open_run, plan, run_lease
+from trainer.worker import train_worker
 
 ARGUMENTS = [
     *("--preset", "demo", "--launcher", "local", "--workers.num_workers", "2"),
@@ -67,3 +75,25 @@ def test_a_lost_worker_costs_a_restart_and_no_sample(
         assert "is silent for" in errors
         assert "rank 1 (pid" in errors
         assert "engines.py" in (tmp_path / "run" / "stacks" / "rank-0.txt").read_text()
+
+
+def test_a_diverging_run_stops_before_the_update_and_says_which_images_it_saw(data: Path, tmp_path: Path) -> None:
+    """A rate of 1e30 makes weights so large after one update that the next gradient overflows."""
+    diverging = tiny_config(
+        data, tmp_path, "run", optim={"learning_rate": 1e30, "warmup_steps": 0}, checkpoint={"every_steps": 1}
+    )
+    planned = plan(diverging, "tiny")
+    with run_lease(planned.directory) as lease:
+        open_run(planned, lease)
+        with pytest.raises(NonFiniteError) as raised:
+            train_worker(Worker(0, 1, torch.device("cpu")), str(planned.directory))
+    step = raised.value.batch.step
+    (path,) = (planned.directory / "nonfinite").iterdir()
+    assert path.name == f"step-{step:08d}-rank-0.json"
+    images = json.loads(path.read_text())["images"]
+    first = step * 12
+    assert sorted(image["sample_counter"] for image in images) == list(range(first, first + 12))
+    assert all(0 <= image["t"] < 1000 and image["key"] for image in images)
+    newest = complete_directories(planned.directory / "checkpoints")[-1]
+    assert step_of(newest) == step
+    assert all(tensor.isfinite().all() for tensor in load_file(newest / "model.safetensors").values())

@@ -37,7 +37,14 @@ class StepResult(NamedTuple):
 
 
 class NonFiniteError(FloatingPointError):
-    """A gradient was NaN or infinite; raised on all workers before any weight changed."""
+    """A gradient was NaN or infinite; raised on all workers before any weight changed.
+
+    batch, losses: this worker's, (b,) for finding the sample that did it.
+    """
+
+    def __init__(self, batch: Batch, losses: Tensor, grad_norm: Tensor):
+        super().__init__(f"the gradient of step {batch.step} is not finite (norm {grad_norm.item()})")
+        self.batch, self.losses = batch, losses
 
 
 class Engine(Protocol):
@@ -162,7 +169,7 @@ class DdpEngine(BaseEngine):
         grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
         # Reading the norm waits for the device; without it one NaN would reach the weights, the EMA and a checkpoint.
         if not torch.isfinite(grad_norm):
-            raise NonFiniteError(f"the gradient of step {batch.step} is not finite (norm {grad_norm.item()})")
+            raise NonFiniteError(batch, losses, grad_norm)
         self._set_learning_rate(self.optimizer.param_groups, batch.step)
         self.optimizer.step()
         return StepResult(losses, grad_norm.detach())

@@ -8,7 +8,8 @@ import torch
 from cluster.launch import Worker
 from cluster.lease import Lease
 from cluster.spool import Spool
-from cluster.storage import read_json
+from cluster.storage import read_json, write_json_atomic
+from data_pipeline.dataset import Dataset
 from data_pipeline.demo import resolve_path
 from data_pipeline.loader import BatchStream
 from data_pipeline.order import SampleOrder
@@ -17,7 +18,7 @@ from models.config import build_model
 from models.diffusion import GaussianDiffusion
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config, from_dict
-from trainer.engines import make_engine
+from trainer.engines import NonFiniteError, make_engine
 from trainer.hooks import CheckpointHook, MetricsHook, StopHook, Stopped
 from trainer.loop import Hook, train
 from trainer.objective import Objective
@@ -51,7 +52,8 @@ def train_worker(worker: Worker, run_directory: str) -> None:
         _log.info("training from step %d to %d on %d workers", start_step, config.train.num_steps, worker.world_size)
     if start_step >= config.train.num_steps:
         return
-    stream = open_stream(config, worker, start_step, run["manifest_digest"])
+    dataset, order = open_data(config, run["manifest_digest"])
+    stream = open_stream(config, worker, dataset, order, start_step)
     spool = Spool(directory, "train") if worker.rank == 0 else None
     watchdog = Watchdog(directory, worker, config.workers.step_timeout_seconds)
     checkpoints = CheckpointHook(config, engine, ema, store, spool)
@@ -65,6 +67,9 @@ def train_worker(worker: Worker, run_directory: str) -> None:
         train(stream, engine, ema, hooks, config.train.num_steps)
     except Stopped as stopped:
         checkpoints.save(stopped.step, wait=True)
+    except NonFiniteError as error:
+        _report_non_finite(error, directory, worker, objective, dataset, order)
+        raise
     finally:
         watchdog.close()
         stream.close()
@@ -72,11 +77,8 @@ def train_worker(worker: Worker, run_directory: str) -> None:
             spool.close()
 
 
-def open_stream(config: Config, worker: Worker, start_step: int, manifest_digest: str) -> BatchStream:
-    """This worker's part of every global batch from `start_step` on.
-
-    Raises ValueError if the data on disk are not those the run began with.
-    """
+def open_data(config: Config, manifest_digest: str) -> tuple[Dataset, SampleOrder]:
+    """The data set and the order of its samples. Raises ValueError if the data are not those the run began with."""
     dataset = open_dataset(resolve_path(config.data.path))
     manifest = dataset.manifest
     if manifest.digest != manifest_digest:
@@ -84,12 +86,12 @@ def open_stream(config: Config, worker: Worker, start_step: int, manifest_digest
             f"{config.data.path} has data digest {manifest.digest}, but the run began with {manifest_digest}: "
             "restore the data set or start a new run"
         )
-    order = SampleOrder(
-        manifest.shard_sizes,
-        config.train.seed,
-        config.train.global_batch_size,
-        manifest.digest,
-    )
+    seed, global_batch_size = config.train.seed, config.train.global_batch_size
+    return dataset, SampleOrder(manifest.shard_sizes, seed, global_batch_size, manifest.digest)
+
+
+def open_stream(config: Config, worker: Worker, dataset: Dataset, order: SampleOrder, start_step: int) -> BatchStream:
+    """This worker's part of every global batch from `start_step` on."""
     return BatchStream(
         dataset,
         order,
@@ -100,3 +102,23 @@ def open_stream(config: Config, worker: Worker, start_step: int, manifest_digest
         num_prefetch_batches=config.data.num_prefetch_batches,
         pin_memory=worker.device.type == "cuda",
     )
+
+
+def _report_non_finite(
+    error: NonFiniteError, directory: Path, worker: Worker, objective: Objective, dataset: Dataset, order: SampleOrder
+) -> None:
+    """Write what this worker's batch was: `nonfinite/step-<s>-rank-<r>.json`, a row an image."""
+    counters = error.batch.counters
+    rows = zip(
+        [dataset.key(int(index)) for index in order.samples(counters.numpy())],
+        counters.tolist(),
+        objective.timesteps(counters).tolist(),
+        [str(loss) for loss in error.losses.tolist()],
+        strict=True,
+    )
+    folder = directory / "nonfinite"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{error.batch.step:08d}-rank-{worker.rank}.json"
+    names = ("key", "sample_counter", "t", "loss")
+    write_json_atomic(path, {"error": str(error), "images": [dict(zip(names, row, strict=True)) for row in rows]})
+    _log.error("%s; this worker's images are in %s", error, path)

@@ -71,7 +71,7 @@ class ZeroEngine(BaseEngine):
         self._engine.step()
         # DeepSpeed takes no step where the global norm, which all workers share, is not finite.
         if self._zero.overflow:
-            raise NonFiniteError(f"the gradient of step {batch.step} is not finite (norm {self._grad_norm().item()})")
+            raise NonFiniteError(batch, losses, self._grad_norm())
         return StepResult(losses, self._grad_norm())
 
     def model_state(self) -> dict[str, Tensor]:
