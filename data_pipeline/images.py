@@ -66,7 +66,8 @@ def frame_bytes(data: bytes, framing: Framing) -> Framed:
             source_size = image.size
             if not framing.exact and image.format in _JPEG_FORMATS:
                 _draft(image, framing.image_size)
-            pixels = fast_png_pixels(data, image) if not any(name in data for name in _PNG_ORIENTATION) else None
+            plain = image.format == "PNG" and not any(name in data for name in _PNG_ORIENTATION)
+            pixels = fast_png_pixels(data, image) if plain else None
             decoded = upright(image) if pixels is None else Image.fromarray(pixels)
             return Framed(_frame(flatten(decoded, framing), framing), source_size)
     except DECODE_ERRORS as error:

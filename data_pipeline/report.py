@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.dataset import Dataset, LocalFiles
+from data_pipeline.images import Framing, frame_array
 from data_pipeline.manifest import Manifest
 from data_pipeline.sources import Refusal
 from data_pipeline.writer import WORK_FOLDER, ShardNotes, write_atomic
@@ -16,7 +17,7 @@ from data_pipeline.writer import WORK_FOLDER, ShardNotes, write_atomic
 REPORT_NAME, PREVIEW_NAME, MEAN_NAME = "report.json", "preview.png", "mean.png"
 _GRID = 8
 _GRID_GAP_PIXELS = 2
-_MAX_GRID_PIXELS = 1024
+_MAX_CELL_PIXELS = 96
 _NUM_LISTED_SIZES = 100
 
 
@@ -51,21 +52,19 @@ def write_report(
 
 
 def preview(dataset: Dataset) -> np.ndarray:
-    """Up to 64 samples, evenly spaced over the set, as one (H, W, C) uint8 picture."""
+    """Up to 64 samples, evenly spaced over the set, at most 96 pixels each, as one (H, W, C) uint8 picture."""
     num_images = min(_GRID * _GRID, len(dataset))
     indices = np.linspace(0, len(dataset) - 1, num_images).round().astype(int)
     num_rows = -(-num_images // _GRID)
-    size, _, channels = dataset.image_shape
+    size, channels = min(dataset.image_shape[0], _MAX_CELL_PIXELS), dataset.image_shape[2]
+    framing = Framing(size, channels)
     pitch = size + _GRID_GAP_PIXELS
     grid = np.full((num_rows * pitch, min(_GRID, num_images) * pitch, channels), 255, dtype=np.uint8)
     for place, index in enumerate(indices):
         top, left = place // _GRID * pitch, place % _GRID * pitch
-        grid[top : top + size, left : left + size] = dataset.read(int(index))
+        grid[top : top + size, left : left + size] = frame_array(dataset.read(int(index)), framing).pixels
     return grid
 
 
 def _save(image: np.ndarray, path: Path) -> None:
-    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    if max(picture.size) > _MAX_GRID_PIXELS:
-        picture.thumbnail((_MAX_GRID_PIXELS, _MAX_GRID_PIXELS))
-    picture.save(path, "PNG")
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(path, "PNG")
