@@ -1,0 +1,166 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer_support import digits, losses, tiny_config, train_locally
+from tests.zero_support import Job, job_config, results, run_jobs, state
+from trainer.config import semantics
+
+STAGES = ("zero1", "zero2", "zero3")
+# Attention adds the key bias to all logits of a row alike: its true gradient is 0, and Adam turns the rounding noise
+# that is left of it into steps of full size.
+NO_GRADIENT = ("key.bias",)
+PASSES = {"max_images_per_pass": 6}  # 7 images on the first of two workers, 6 on the second: two passes against one
+SLICES = {"clip_scope": "slice", "clip_slice_images": 3, "max_grad_norm": 0.5, "warmup_steps": 0, "learning_rate": 2e-4}
+SLICED_TRAIN = {"global_batch_size": 12, "max_images_per_pass": 2}
+DROPOUT = {"dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of all jobs, on three groups of workers: starting a group costs more than a job."""
+    folder = tmp_path_factory.mktemp("zero")
+    dropout = job_config("zero3", model=DROPOUT)
+    run_jobs(
+        folder,
+        2,
+        *(Job(stage, job_config(stage)) for stage in STAGES),
+        *(Job(f"{stage}-passes", job_config(stage, train=PASSES)) for stage in STAGES),
+        *(Job(f"{stage}-slices", job_config(stage, optim=SLICES, train=SLICED_TRAIN), stop=6) for stage in STAGES),
+        *(Job(f"{stage}-poisoned", job_config(stage), stop=3, poisoned_rank=1) for stage in STAGES),
+        Job("zero3-recomputed", job_config("zero3", model={"gradient_checkpointing": True}), stop=6),
+        Job("zero3-unclipped", job_config("zero3", optim={"max_grad_norm": 0.0}), stop=4),
+        Job("zero3-bf16", job_config("zero3", train={"precision": "bf16"}), stop=6),
+        Job("zero3-warm", job_config("zero3", ema={"decay": 0.9, "warmup": True}), stop=6, follow_ema=True),
+        Job("twice-a", dropout, stop=6),
+        Job("twice-b", dropout, stop=6),
+        Job("chain-ddp-2", job_config("ddp"), stop=7),
+    )
+    run_jobs(folder, 3, Job("chain-zero3-3", job_config("zero3"), 7, 14, resume_from="chain-ddp-2"))
+    run_jobs(
+        folder,
+        1,
+        Job("chain-zero1-1", job_config("zero1"), 14, 20, resume_from="chain-zero3-3"),
+        Job("plain", job_config("ddp")),
+        Job("plain-slices", job_config("ddp", optim=SLICES, train=SLICED_TRAIN), stop=6),
+        Job("plain-unclipped", job_config("ddp", optim={"max_grad_norm": 0.0}), stop=4),
+        Job("plain-bf16", job_config("ddp", train={"precision": "bf16"}), stop=6),
+    )
+    return folder
+
+
+def assert_same_states(folder: Path, expected: str, found: str) -> None:
+    for kind, tolerance in (("model", 1e-5), ("ema", 1e-6), ("optimizer", 1e-6)):
+        ours, theirs = state(folder, found, kind), state(folder, expected, kind)
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            if not name.endswith(NO_GRADIENT):
+                torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=tolerance, msg=f"{kind} {name}")
+
+
+def assert_equal_states(folder: Path, one: str, other: str) -> None:
+    for kind in ("model", "optimizer", "ema"):
+        a, b = state(folder, one, kind), state(folder, other, kind)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("variant", ["", "-passes"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_workers_of_any_stage_train_as_one_plain_worker(ran: Path, stage: str, variant: str) -> None:
+    plain, found = results(ran, "plain"), results(ran, stage + variant)
+    assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    assert found["norms"] == pytest.approx(plain["norms"], rel=1e-4)
+    assert_same_states(ran, "plain", stage + variant)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_slices_are_clipped_as_on_one_plain_worker(ran: Path, stage: str) -> None:
+    plain, found = results(ran, "plain-slices"), results(ran, f"{stage}-slices")
+    assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    assert found["norms"] == pytest.approx(plain["norms"], rel=1e-4)
+    assert all(norm <= SLICES["max_grad_norm"] for norm in found["norms"])
+    assert_same_states(ran, "plain-slices", f"{stage}-slices")
+
+
+def test_a_run_goes_on_with_another_engine_on_another_number_of_workers(ran: Path) -> None:
+    chain = [
+        loss for name in ("chain-ddp-2", "chain-zero3-3", "chain-zero1-1") for loss in results(ran, name)["losses"]
+    ]
+    assert chain == pytest.approx(results(ran, "plain")["losses"], rel=1e-5)
+    assert_same_states(ran, "plain", "chain-zero1-1")
+
+
+def test_the_same_engine_and_workers_twice_are_equal_to_the_bit_with_dropout(ran: Path) -> None:
+    first, second = results(ran, "twice-a"), results(ran, "twice-b")
+    assert first == second
+    assert first["losses"] != results(ran, "plain")["losses"][:6]
+    assert_equal_states(ran, "twice-a", "twice-b")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_nan_on_one_worker_stops_all_before_anything_changes(ran: Path, stage: str) -> None:
+    for rank in (0, 1):
+        found = results(ran, f"{stage}-poisoned", rank)
+        assert len(found["losses"]) == 2
+        assert found["error"].startswith("the gradient of step 2 is not finite")
+    assert_equal_states(ran, f"{stage}-poisoned-before", f"{stage}-poisoned")
+    assert all(t.isfinite().all() for t in state(ran, f"{stage}-poisoned", "model").values())
+
+
+def test_the_average_held_in_parts_equals_the_ordinary_one(ran: Path) -> None:
+    parts, ordinary = state(ran, "zero3-warm", "ema"), state(ran, "zero3-warm", "ordinary")
+    weights = state(ran, "zero3-warm", "model")
+    assert parts.keys() == ordinary.keys()
+    assert all(torch.equal(parts[name], ordinary[name]) for name in ordinary)
+    assert not torch.equal(parts["conv_in.weight"], weights["conv_in.weight"])
+
+
+def test_stage_3_leaves_large_weights_in_parts_and_the_others_whole(ran: Path) -> None:
+    weights = state(ran, "plain", "model").values()
+    assert results(ran, "plain")["num_elements_held"] == sum(w.numel() for w in weights)
+    assert results(ran, "zero2")["num_elements_held"] == sum(w.numel() for w in weights)
+    assert results(ran, "zero3")["num_elements_held"] == sum(w.numel() for w in weights if w.numel() <= 2000)
+
+
+def test_stage_3_recomputes_activations(ran: Path) -> None:
+    assert results(ran, "zero3-recomputed")["losses"] == pytest.approx(results(ran, "zero3")["losses"][:6], rel=1e-6)
+
+
+def test_clipping_can_be_switched_off(ran: Path) -> None:
+    plain, found = results(ran, "plain-unclipped"), results(ran, "zero3-unclipped")
+    assert found["norms"] == pytest.approx(plain["norms"], rel=1e-4)
+    assert found["norms"][0] > 1
+    assert_same_states(ran, "plain-unclipped", "zero3-unclipped")
+
+
+def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(ran: Path) -> None:
+    exact, rounded = results(ran, "zero3")["losses"][:6], results(ran, "zero3-bf16")["losses"]
+    assert rounded == pytest.approx(results(ran, "plain-bf16")["losses"], rel=2e-3)
+    assert rounded[0] != pytest.approx(exact[0], rel=1e-5)
+    assert rounded == pytest.approx(exact, rel=2e-2)
+    weights = state(ran, "zero3-bf16", "model").values()
+    assert all(w.dtype == torch.float32 for w in weights)
+    assert any(not torch.equal(w, w.bfloat16().float()) for w in weights)
+
+
+def test_the_whole_trainer_resumes_a_run_of_another_engine(tmp_path: Path) -> None:
+    data = digits(tmp_path / "data")
+    unbroken = train_locally(tiny_config(data, tmp_path, "unbroken"))
+    divided = {"num_workers": 2, "strategy": "zero3"}
+    train_locally(tiny_config(data, tmp_path, "moved", train={"num_steps": 4}, workers=divided))
+    moved = train_locally(tiny_config(data, tmp_path, "moved"))
+    assert losses(moved.directory) == pytest.approx(losses(unbroken.directory), rel=1e-5)
+
+
+def test_the_engine_is_hardware_and_no_part_of_what_a_run_is() -> None:
+    plain = job_config("ddp")
+    assert all(semantics(job_config(stage), "digest") == semantics(plain, "digest") for stage in STAGES)
+
+
+def test_float64_is_refused_with_zero() -> None:
+    with pytest.raises(
+        ValueError, match=r"^workers\.strategy zero2 .*train\.precision fp64: use workers\.strategy ddp"
+    ):
+        job_config("zero2", train={"precision": "fp64"})
