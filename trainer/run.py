@@ -19,7 +19,8 @@ from cluster.spool import Spool
 from cluster.storage import read_json, write_json_atomic
 from cluster.tracking import default_tracking_uri
 from data_pipeline.demo import resolve_path
-from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.manifest import Manifest
+from data_pipeline.shards import read_manifest
 from models.config import build_model
 from trainer.config import Config, digest, flatten, semantics, to_dict
 
@@ -52,7 +53,7 @@ def summary(config: Config) -> dict[str, Any]:
     config = _absolute(config)
     dataset: dict[str, Any] = {"path": config.data.path, "found": False}
     try:
-        manifest = load_manifest(resolve_path(config.data.path))
+        manifest = read_manifest(resolve_path(config.data.path))
     except (FileNotFoundError, NotADirectoryError) as error:
         dataset["problem"] = str(error)
     else:
@@ -70,7 +71,7 @@ def summary(config: Config) -> dict[str, Any]:
 def plan(config: Config, preset: str) -> Plan:
     """Check `config` against the machine and the data. Raises ValueError or FileNotFoundError with one helpful line."""
     config = _absolute(config)
-    manifest = load_manifest(resolve_path(config.data.path))
+    manifest = read_manifest(resolve_path(config.data.path))
     _check_data(config, manifest)
     if config.workers.use_gpu and not in_ray_job() and not torch.cuda.is_available():
         config = _without_gpu(config)

@@ -79,13 +79,8 @@ def train_worker(worker: Worker, run_directory: str) -> None:
 
 def open_data(config: Config, manifest_digest: str) -> tuple[Dataset, SampleOrder]:
     """The data set and the order of its samples. Raises ValueError if the data are not those the run began with."""
-    dataset = open_dataset(resolve_path(config.data.path))
+    dataset = open_dataset(resolve_path(config.data.path), expected_digest=manifest_digest)
     manifest = dataset.manifest
-    if manifest.digest != manifest_digest:
-        raise ValueError(
-            f"{config.data.path} has data digest {manifest.digest}, but the run began with {manifest_digest}: "
-            "restore the data set or start a new run"
-        )
     seed, global_batch_size = config.train.seed, config.train.global_batch_size
     return dataset, SampleOrder(manifest.shard_sizes, seed, global_batch_size, manifest.digest)
 
