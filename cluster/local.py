@@ -1,9 +1,9 @@
 """A Ray cluster of one machine, on loopback, with token authentication: `python -m cluster up | down | status`."""
 
+import contextlib
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -13,10 +13,12 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from cluster.storage import read_json, write_json_atomic
 
 _HOST = "127.0.0.1"
-_START_SECONDS, _STOP_SECONDS = 90.0, 30.0
+_START_SECONDS, _STOP_SECONDS = 90.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def find() -> LocalCluster | None:
     if not _state_path().exists():
         return None
     cluster = LocalCluster(**read_json(_state_path()))
-    return cluster if _is_alive(cluster.pid) else None
+    return cluster if psutil.pid_exists(cluster.pid) else None
 
 
 def down() -> bool:
@@ -77,14 +79,15 @@ def down() -> bool:
     _state_path().unlink(missing_ok=True)
     if cluster is None:
         return False
-    # `ray start --block` leads a session of its own and ends its daemons when it is asked to end.
-    os.kill(cluster.pid, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_SECONDS
-    while _is_alive(cluster.pid) and time.monotonic() < deadline:
-        _reap(cluster.pid)
-        time.sleep(0.1)
-    if _is_alive(cluster.pid):
-        os.killpg(cluster.pid, signal.SIGKILL)
+    head = psutil.Process(cluster.pid)
+    processes = [*head.children(recursive=True), head]
+    # `ray start --block` ends its daemons when it is asked to end; workers of a job can keep it waiting.
+    head.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=_STOP_SECONDS)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=_STOP_SECONDS)
     return True
 
 
@@ -128,22 +131,6 @@ def _token() -> str:
         return os.environ["RAY_AUTH_TOKEN"]
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     return path.read_text().strip() if path.exists() else ""
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _reap(pid: int) -> None:
-    """Collect the exit status if the process is our child; otherwise init does."""
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return
 
 
 def _free_ports(count: int) -> list[int]:

@@ -39,8 +39,8 @@ def demo() -> Config:
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=100),
         # A constant 0.9999 would still be mostly the initial weights after so short a run.
         ema=EmaConfig(decay=0.999, warmup=True),
-        train=TrainConfig(num_steps=2400, global_batch_size=64, log_every_steps=25),
-        checkpoint=CheckpointConfig(every_steps=240, keep_every_steps=1),
+        train=TrainConfig(num_steps=2000, global_batch_size=64, log_every_steps=25),
+        checkpoint=CheckpointConfig(every_steps=250, keep_every_steps=1),
         workers=WorkersConfig(num_workers=2, use_gpu=False),
     )
 
