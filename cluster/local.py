@@ -26,6 +26,8 @@ class LocalCluster:
     """A cluster that `up` started: the process that holds it and where it listens."""
 
     pid: int
+    started: float
+    """When that process was created: a later process may get its pid."""
     address: str
     dashboard: str
 
@@ -54,7 +56,8 @@ def up(num_cpus: int | None = None) -> LocalCluster:
         process = subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
         )
-    cluster = LocalCluster(process.pid, f"{_HOST}:{port}", f"http://{_HOST}:{dashboard_port}")
+    started = psutil.Process(process.pid).create_time()
+    cluster = LocalCluster(process.pid, started, f"{_HOST}:{port}", f"http://{_HOST}:{dashboard_port}")
     write_json_atomic(_state_path(), cluster.__dict__)
     deadline = time.monotonic() + _START_SECONDS
     while not _answers(cluster):
@@ -70,7 +73,11 @@ def find() -> LocalCluster | None:
     if not _state_path().exists():
         return None
     cluster = LocalCluster(**read_json(_state_path()))
-    return cluster if psutil.pid_exists(cluster.pid) else None
+    try:
+        same = psutil.Process(cluster.pid).create_time() == cluster.started
+    except psutil.NoSuchProcess:
+        return None
+    return cluster if same else None
 
 
 def down() -> bool:

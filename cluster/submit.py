@@ -18,11 +18,10 @@ class Jobs:
     def __init__(self, dashboard: str):
         # Ray reads the authentication mode when it is imported, so it is set first.
         os.environ.update(client_environment())
-        # Its own default, said aloud; else it warns about it at every submission.
-        os.environ.setdefault("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", ".git,.venv,venv,__pycache__")
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray").setLevel(logging.WARNING)
+        # It tells of every .gitignore, and warns that .git and .venv stay behind, as they should.
+        logging.getLogger("ray").setLevel(logging.ERROR)
         self._client = JobSubmissionClient(dashboard)
 
     def submit(self, entrypoint: str, environment: dict[str, str] | None = None) -> str:
