@@ -41,6 +41,14 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Peers to measure against, without their dependencies: their version bounds exclude ours.
+PEERS := mosaicml-streaming litdata lightning-utilities xxhash zstd python-snappy cramjam brotli catalogue \
+	transformers tokenizers typer opencv-python-headless
+bench: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(PEERS)
+	PYTHONPATH=. $(BIN)/python benchmarks/data_streams.py
+	PYTHONPATH=. $(BIN)/python benchmarks/data_packing.py
+
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,7 @@
 """Every kind of source gives the images it holds; whatever cannot be trusted is refused and never extracted."""
 
 import gzip
+import importlib
 import io
 import json
 import os
@@ -101,7 +102,7 @@ def test_our_own_sets_can_be_packed_again_in_other_shards(tmp_path: Path) -> Non
 
 
 def test_parquet_of_the_hugging_face_layout(tmp_path: Path) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     (tmp_path / "in").mkdir()
     for part in range(2):
         rows = [{"bytes": encoded(photo(16, part * 5 + i)), "path": f"{i}.png"} for i in range(5)]
@@ -122,7 +123,7 @@ def test_parquet_of_the_hugging_face_layout(tmp_path: Path) -> None:
 
 
 def test_lmdb_of_the_lsun_layout(tmp_path: Path) -> None:
-    lmdb = pytest.importorskip("lmdb")
+    lmdb = importlib.import_module("lmdb")
     with lmdb.open(str(tmp_path / "in"), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
         for i in range(6):
             transaction.put(f"{i:040x}".encode(), encoded(photo(16, i), "WEBP", lossless=True))

@@ -161,12 +161,11 @@ def test_a_file_that_is_not_the_one_the_protocol_names_is_never_loaded(folder):
         build_extractor(parse_protocol("fid_clean_10k"), folder)
 
 
-@pytest.mark.skipif(
-    not (Path(os.environ.get("RAYDDPM_WEIGHTS", "/nonexistent")) / INCEPTION_FILE).is_file(),
-    reason="the published Inception weights are not on this machine (python -m eval fetch-weights)",
-)
-@pytest.mark.parametrize("mode", MODES)
-def test_features_of_the_published_network_equal_clean_fids(images, picture_folder, mode):
-    folder = Path(os.environ["RAYDDPM_WEIGHTS"])
-    features = build_extractor(parse_protocol(MODES[mode]), folder)(images).numpy()
-    np.testing.assert_allclose(features, theirs(folder, mode, picture_folder), rtol=1e-4, atol=1e-5)
+# The published network cannot be had everywhere: where RAYDDPM_WEIGHTS names its folder, there is one test more.
+if "RAYDDPM_WEIGHTS" in os.environ:
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_features_of_the_published_network_equal_clean_fids(images, picture_folder, mode):
+        folder = Path(os.environ["RAYDDPM_WEIGHTS"])
+        features = build_extractor(parse_protocol(MODES[mode]), folder)(images).numpy()
+        np.testing.assert_allclose(features, theirs(folder, mode, picture_folder), rtol=1e-4, atol=1e-5)

@@ -67,7 +67,7 @@ def test_no_arguments_mean_the_demo() -> None:
         (["--train.num_steps", "many"], "many"),
         (["--train.num_steps", "0"], "train.num_steps 0"),
         (["--config", "/nowhere.toml"], "TOML"),
-        (["--workers.num_workers", "200"], "train.global_batch_size 128 is smaller than workers.num_workers 200"),
+        (["--workers.num_workers", "200"], "train.global_batch_size 64 is smaller than workers.num_workers 200"),
         (["--data.path", "/no/such/data"], "/no/such/data"),
         (["--data.path", "demo:cats"], "cats"),
         (["--run.name", "a/b"], "a/b"),

@@ -40,7 +40,7 @@ def demo() -> Config:
         # A constant 0.9999 would still be mostly the initial weights after so short a run.
         ema=EmaConfig(decay=0.999, warmup=True),
         train=TrainConfig(num_steps=2000, global_batch_size=64, log_every_steps=25),
-        checkpoint=CheckpointConfig(every_steps=250, keep_every_steps=1),
+        checkpoint=CheckpointConfig(every_steps=200, keep_every_steps=1),
         workers=WorkersConfig(num_workers=2, use_gpu=False),
     )
 
