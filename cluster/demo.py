@@ -1,5 +1,6 @@
 """`make demo`: the commands of the other rooms, in order, on a local cluster. What it does, a user can type."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -36,9 +37,9 @@ def run_demo(subject: Literal["digits", "faces"], folder: Path = _ROOT) -> None:
     report = folder / "reports" / f"demo-{subject}.html"
     _say("1/5", f"packing {subject} into WebDataset shards")
     _command("-m", "data_pipeline", "demo", subject, str(data), "--image-size", str(_IMAGE_SIZES[subject]))
-    ours = local.find() is None
-    _say("2/5", "starting Ray on loopback" if ours else "using the Ray cluster that runs already")
-    cluster = local.up()
+    _say("2/5", "Ray on loopback")
+    cluster = local.up(with_this_process=True)
+    ours = cluster.owner_pid == os.getpid()
     try:
         _train_and_evaluate(Jobs(cluster.dashboard), subject, data, storage, run_directory)
     finally:

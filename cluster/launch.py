@@ -1,6 +1,5 @@
 """Starting workers: Ray Train, or plain processes without Ray. Both call the same function with a `Worker`."""
 
-import ctypes
 import logging
 import os
 import signal
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from cluster.process import end_with_parent
 
 _GRACE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -175,9 +176,7 @@ def _settle_in_child() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     # Ctrl-C reaches the whole process group; the launching process sends SIGTERM only to end a failed attempt.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
 
 
 def _free_port() -> int:

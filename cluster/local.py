@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
 
+from cluster.process import end_with_parent
 from cluster.storage import read_json, write_json_atomic
 
 _HOST = "127.0.0.1"
@@ -30,16 +33,21 @@ class LocalCluster:
     """When that process was created: a later process may get its pid."""
     address: str
     dashboard: str
+    owner_pid: int = 0
+    """The process it ends with; 0: none, it runs until `down`."""
 
 
-def up(num_cpus: int | None = None) -> LocalCluster:
+def up(num_cpus: int | None = None, with_this_process: bool = False) -> LocalCluster:
     """Start a cluster, or return the one that runs. num_cpus: what Ray may schedule; None: the machine's cores.
 
+    with_this_process: it ends when this process does, however it does.
     Raises RuntimeError with the end of Ray's log if it does not answer in time.
     """
     running = find()
-    if running is not None:
+    if running is not None and (not running.owner_pid or psutil.pid_exists(running.owner_pid)):
         return running
+    if running is not None:
+        down()
     environment = client_environment(create_token=True)
     # Ray takes a loopback address of a head node for the machine's outer one, unless told that this is no cluster;
     # the setting is named after the systems on which that is its default.
@@ -54,10 +62,18 @@ def up(num_cpus: int | None = None) -> LocalCluster:
     ]
     with open(log_path, "w") as log:
         process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM) if with_this_process else None,
         )
     started = psutil.Process(process.pid).create_time()
-    cluster = LocalCluster(process.pid, started, f"{_HOST}:{port}", f"http://{_HOST}:{dashboard_port}")
+    owner_pid = os.getpid() if with_this_process else 0
+    dashboard = f"http://{_HOST}:{dashboard_port}"
+    cluster = LocalCluster(process.pid, started, f"{_HOST}:{port}", dashboard, owner_pid)
     write_json_atomic(_state_path(), cluster.__dict__)
     deadline = time.monotonic() + _START_SECONDS
     while not _answers(cluster):

@@ -52,8 +52,8 @@ def demo_faces() -> Config:
         base,
         data=DataConfig(path="demo:faces?image_size=16"),
         model=replace(base.model, image_size=16, image_channels=3, attention_resolutions=(8,)),
-        train=replace(base.train, num_steps=900),
-        checkpoint=replace(base.checkpoint, every_steps=150),
+        train=replace(base.train, num_steps=700),
+        checkpoint=replace(base.checkpoint, every_steps=140),
     )
 
 
