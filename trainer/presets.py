@@ -14,8 +14,6 @@ from trainer.config import (
     WorkersConfig,
 )
 
-_UNET_256 = ModelConfig(image_size=256, channel_multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0)
-_ADAM_256 = OptimConfig(learning_rate=2e-5, clip_scope="slice", clip_slice_images=8)
 _TUTORIAL_UNET = ModelConfig(
     architecture="annotated", base_channels=64, channel_multipliers=(1, 2, 2, 4), attention_resolutions=(4,)
 )
@@ -73,9 +71,9 @@ def celebahq256() -> Config:
     """App. B: CelebA-HQ at 256 px, 500k steps of 64."""
     return Config(
         data=DataConfig(path="data/celebahq256"),
-        model=_UNET_256,
+        model=ModelConfig(image_size=256, channel_multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0),
         diffusion=DiffusionConfig(variance="fixedsmall"),
-        optim=_ADAM_256,
+        optim=OptimConfig(learning_rate=2e-5, clip_scope="slice", clip_slice_images=8),
         train=TrainConfig(num_steps=500_000, global_batch_size=64),
         workers=WorkersConfig(num_workers=8),
         checkpoint=CheckpointConfig(every_steps=5000, keep_every_steps=50_000),
@@ -84,15 +82,8 @@ def celebahq256() -> Config:
 
 def lsun256() -> Config:
     """App. B: LSUN at 256 px; 1.2M steps is Church. Bedroom: 2.4M and no flips; Cat: 1.8M."""
-    return Config(
-        data=DataConfig(path="data/lsun256"),
-        model=_UNET_256,
-        diffusion=DiffusionConfig(variance="fixedsmall"),
-        optim=_ADAM_256,
-        train=TrainConfig(num_steps=1_200_000, global_batch_size=64),
-        workers=WorkersConfig(num_workers=8),
-        checkpoint=CheckpointConfig(every_steps=5000, keep_every_steps=50_000),
-    )
+    base = celebahq256()
+    return replace(base, data=DataConfig(path="data/lsun256"), train=replace(base.train, num_steps=1_200_000))
 
 
 def celebahq64() -> Config:
