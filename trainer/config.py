@@ -137,7 +137,7 @@ class WorkersConfig:
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     """What workers divide among them: ddp nothing; zero1 optimiser state, zero2 gradients too, zero3 weights too."""
     use_gpu: bool = True
-    """One GPU for each worker."""
+    """One GPU for each worker; on a machine of its own without any, the CPU instead."""
     cpus_per_worker: int = 1
     """Cores reserved, and torch threads used, for each worker."""
     max_failures: int = 3

@@ -1,6 +1,7 @@
 """A run as planned: everything that can be wrong is found here, before a worker is started."""
 
 import importlib.metadata
+import logging
 import os
 import subprocess
 import time
@@ -26,6 +27,7 @@ from trainer.config import Config, digest, flatten, semantics, to_dict
 
 _ROOT = Path(__file__).resolve().parents[1]
 LEASE_STALE_SECONDS = 30.0
+_log = logging.getLogger(__name__)
 _VERSIONED = ("rayddpm", "torch", "ray", "deepspeed", "mlflow", "webdataset", "torch-ema", "numpy")
 
 
@@ -73,8 +75,9 @@ def plan(config: Config, preset: str) -> Plan:
     config = _absolute(config)
     manifest = read_manifest(resolve_path(config.data.path))
     _check_data(config, manifest)
-    if config.workers.use_gpu and not in_ray_job() and not torch.cuda.is_available():
-        config = _without_gpu(config)
+    if config.workers.use_gpu and not _may_have_gpu():
+        _log.warning("no GPU on this machine: the workers use its CPU")
+        config = replace(config, workers=replace(config.workers, use_gpu=False))
     if not config.run.name:
         name = f"{preset}-{digest(semantics(config, manifest.digest))[:8]}"
         config = replace(config, run=replace(config.run, name=name))
@@ -201,8 +204,9 @@ def _absolute_path(path: str, name: str) -> str:
     return os.path.abspath(expanded)
 
 
-def _without_gpu(config: Config) -> Config:
-    return replace(config, workers=replace(config.workers, use_gpu=False))
+def _may_have_gpu() -> bool:
+    """Whether the workers can be given GPUs: a cluster's machines are not this one, and Ray knows what they have."""
+    return in_ray_job() or "RAY_ADDRESS" in os.environ or torch.cuda.is_available()
 
 
 def _git_commit() -> str:
