@@ -1,6 +1,7 @@
 """`make demo`: the commands of the other rooms, in order, on a local cluster. What it does, a user can type."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -84,7 +85,8 @@ def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, storage: Path, run
         with ProgressBar(run_directory):
             _wait_until(lambda: jobs.ended(training))
         _require(jobs.succeeded(training), jobs, training)
-        print("training is done; the last evaluations are under way", flush=True)
+        finished = re.search(r"^finished already .*$", jobs.logs(training), re.MULTILINE)
+        print(finished[0] if finished else "training is done; the last evaluations are under way", flush=True)
         _wait_until(lambda: jobs.ended(evaluation))
         _require(jobs.succeeded(evaluation), jobs, evaluation)
     finally:

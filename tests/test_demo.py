@@ -13,10 +13,15 @@ from mlflow import MlflowClient
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from cluster.storage import read_json
+from cluster.storage import complete_directories, read_json
 from tests.trainer_support import ROOT
+from trainer.checkpoint import step_of
 
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(1800)]
+
+
+def steps_of_checkpoints(demo: Path) -> list[int]:
+    return [step_of(path) for path in complete_directories(demo / "runs" / "demo-digits" / "checkpoints")]
 
 
 def run_demo(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -60,12 +65,14 @@ def test_one_mlflow_run_holds_everything(demo: Path) -> None:
     assert found.data.tags["manifest_digest"] == run["manifest_digest"]
     wanted = {"train/loss", "train/learning_rate", "train/grad_norm", "train/images_per_second"}
     assert wanted <= found.data.metrics.keys()
-    (distance,) = [name for name in found.data.metrics if name.startswith("eval/fd_efficientnet_lite0")]
+    distance = "eval/fd_efficientnet_lite0_512_ddim20"
     steps = [point.step for point in client.get_metric_history(found.info.run_id, distance)]
-    assert sorted(steps) == list(range(200, 2001, 200))
-    folders = [a.path for a in client.list_artifacts(found.info.run_id)]
-    grids = [a.path for f in folders for a in client.list_artifacts(found.info.run_id, f) if a.path.endswith(".png")]
-    assert len(grids) >= 2
+    assert sorted(steps) == steps_of_checkpoints(demo) == list(range(200, 2001, 200))
+    folders = [a.path for a in client.list_artifacts(found.info.run_id, "samples")]
+    assert sorted(folders) == [f"samples/step-{step:08d}" for step in steps_of_checkpoints(demo)]
+    grids = [a.path for f in folders for a in client.list_artifacts(found.info.run_id, f)]
+    assert len(grids) == len(folders)
+    assert all(path.endswith(".png") for path in grids)
 
 
 def test_the_report_stands_alone(demo: Path) -> None:
