@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from cluster.local import LOOPBACK_ONLY, client_environment
 from cluster.process import end_with_parent
 
 _GRACE_SECONDS = 2.0
@@ -92,8 +93,8 @@ def launch_ray(function: WorkerFunction, run_directory: Path, attempt: str, reso
     a damaged or half-written Ray state file of an earlier attempt must not stop the next one.
     """
     if not in_ray_job() and "RAY_ADDRESS" not in os.environ:
-        # Ray reads it when it is imported; see cluster/local.py for what it does.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Ray reads it when it is imported. A cluster of this process takes the same settings as `cluster up`.
+        os.environ.update(client_environment(create_token=True) | LOOPBACK_ONLY)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
