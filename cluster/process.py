@@ -1,9 +1,13 @@
-"""Processes that must not outlive the one that started them."""
+"""What processes need to know of others: when their parent ends, and which commit they run."""
 
 import ctypes
+import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
+_ROOT = Path(__file__).resolve().parents[1]
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -11,3 +15,15 @@ def end_with_parent(number: signal.Signals) -> None:
     """Have the kernel send `number` to this process when the thread that started it ends. Linux only; else nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def git_commit() -> str:
+    """The commit the code is at; a Ray job's copy has no .git and is told by who submitted it. Else "unknown"."""
+    if commit := os.environ.get("RAYDDPM_GIT_COMMIT"):
+        return commit
+    command = ["git", "-C", str(_ROOT), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() if found.returncode == 0 else "unknown"

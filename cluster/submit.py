@@ -3,10 +3,10 @@
 import contextlib
 import logging
 import os
-import subprocess
 from pathlib import Path
 
 from cluster.local import client_environment
+from cluster.process import git_commit
 
 _ROOT = Path(__file__).resolve().parents[1]
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -32,7 +32,7 @@ class Jobs:
         variables = {
             "RAY_JOB_STOP_SIGNAL": "SIGINT",
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
-            "RAYDDPM_GIT_COMMIT": _git_commit(),
+            "RAYDDPM_GIT_COMMIT": git_commit(),
             **(environment or {}),
         }
         runtime_env = {"working_dir": str(_ROOT), "env_vars": variables}
@@ -50,8 +50,3 @@ class Jobs:
     def stop(self, job_id: str) -> None:
         with contextlib.suppress(RuntimeError):  # it ended by itself in the meantime
             self._client.stop_job(job_id)
-
-
-def _git_commit() -> str:
-    found = subprocess.run(["git", "-C", str(_ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else "unknown"

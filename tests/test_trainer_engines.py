@@ -76,7 +76,7 @@ def test_the_same_run_twice_is_equal_to_the_bit(data: Path, tmp_path: Path) -> N
 
 
 def slow_reference(model: nn.Module, config: Config, batch: Batch, objective: Objective) -> dict[str, torch.Tensor]:
-    """One step from PAPER_FACTS: per-slice clip to norm 1, average, Adam with bias correction, from zero moments."""
+    """One step of the authors' recipe: slices clipped to norm 1, averaged, Adam from zero moments."""
     optim, size = config.optim, config.optim.clip_slice_images
     num_slices = len(batch.images) // size
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}

@@ -19,6 +19,7 @@ from torch import Tensor
 from cluster.lease import Lease
 from cluster.storage import DamagedError, commit_directory, complete_directories, remove_directory, verify
 from eval.backlog import held_checkpoints
+from eval.results import checkpoint_step
 from models.ema import ExponentialMovingAverage
 from models.snapshot import save_tensors, write_snapshot
 from trainer.config import CheckpointConfig, Config
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 def step_of(checkpoint: Path) -> int:
     """The number of completed updates, from a checkpoint's folder name `step-00005000-<attempt>`."""
-    return int(checkpoint.name.split("-")[1])
+    return checkpoint_step(checkpoint.name)
 
 
 @dataclass(frozen=True)

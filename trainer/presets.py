@@ -22,7 +22,7 @@ _TUTORIAL_ADAM = OptimConfig(learning_rate=2e-5, warmup_steps=0, max_grad_norm=0
 
 
 def demo() -> Config:
-    """Handwritten digits at 8 px on two CPU workers, in about three minutes."""
+    """Handwritten digits at 8 px on two CPU workers, in about four minutes."""
     return Config(
         data=DataConfig(path="demo:digits", horizontal_flip=False),
         model=ModelConfig(
@@ -44,7 +44,7 @@ def demo() -> Config:
 
 
 def demo_faces() -> Config:
-    """Drawn faces at 16 px on two CPU workers, in about three minutes: a look at the pipeline in colour."""
+    """Drawn faces at 16 px on two CPU workers: a look at the pipeline in colour."""
     base = demo()
     return replace(
         base,

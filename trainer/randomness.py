@@ -1,4 +1,4 @@
-"""Every draw of training as a function of (seed, sample counter): the same on any number of workers (DESIGN 3).
+"""Every draw of training as a function of (seed, sample counter): the same on any number of workers.
 
 Dropout is the one exception: its masks are drawn by torch inside the network, so they repeat for an equal world size
 and engine, and differ between world sizes.

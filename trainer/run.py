@@ -3,7 +3,6 @@
 import importlib.metadata
 import logging
 import os
-import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 
 from cluster.launch import in_ray_job
 from cluster.lease import Lease, holding
+from cluster.process import git_commit
 from cluster.spool import Spool
 from cluster.storage import read_json, write_json_atomic
 from cluster.tracking import default_tracking_uri
@@ -25,7 +25,6 @@ from data_pipeline.shards import read_manifest
 from models.config import build_model
 from trainer.config import Config, digest, flatten, semantics, to_dict
 
-_ROOT = Path(__file__).resolve().parents[1]
 LEASE_STALE_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 _VERSIONED = ("rayddpm", "torch", "ray", "deepspeed", "mlflow", "webdataset", "torch-ema", "numpy")
@@ -122,7 +121,7 @@ def open_run(plan: Plan, lease: Lease) -> bool:
         "num_steps": config.train.num_steps,
         "tracking_uri": config.run.tracking_uri,
         "experiment": config.run.experiment,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
     }
     finished = plan.directory / "FINISHED.json"
@@ -207,15 +206,3 @@ def _absolute_path(path: str, name: str) -> str:
 def _may_have_gpu() -> bool:
     """Whether the workers can be given GPUs: a cluster's machines are not this one, and Ray knows what they have."""
     return in_ray_job() or "RAY_ADDRESS" in os.environ or torch.cuda.is_available()
-
-
-def _git_commit() -> str:
-    """The commit the code is at, "unknown" outside a checkout (a Ray job's copy has no .git)."""
-    if commit := os.environ.get("RAYDDPM_GIT_COMMIT"):
-        return commit
-    command = ["git", "-C", str(_ROOT), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown"
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
