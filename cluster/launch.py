@@ -42,6 +42,9 @@ class Resources:
     cpus_per_worker: int
     max_failures: int
     timeout_seconds: int
+    min_workers: int | None = None
+    """Under Ray: train with so few while the cluster has no room for num_workers; None: wait until it has."""
+    resize_check_seconds: int = 60
 
 
 WorkerFunction = Callable[[Worker, str], None]
@@ -111,7 +114,10 @@ def launch_ray(function: WorkerFunction, run_directory: Path, attempt: str, reso
             "cpus_per_worker": resources.cpus_per_worker,
         },
         scaling_config=ScalingConfig(
-            num_workers=resources.num_workers, use_gpu=resources.use_gpu, resources_per_worker=per_worker
+            num_workers=_wanted_workers(resources),
+            use_gpu=resources.use_gpu,
+            resources_per_worker=per_worker,
+            elastic_resize_monitor_interval_s=resources.resize_check_seconds,
         ),
         run_config=RunConfig(
             name=attempt,
@@ -126,6 +132,11 @@ def launch_ray(function: WorkerFunction, run_directory: Path, attempt: str, reso
             pool.submit(trainer.fit).result()
     except ray.train.TrainingFailedError as error:
         raise LaunchError(str(error)) from error
+
+
+def _wanted_workers(resources: Resources) -> int | tuple[int, int]:
+    elastic = resources.min_workers is not None and resources.min_workers < resources.num_workers
+    return (resources.min_workers, resources.num_workers) if elastic else resources.num_workers
 
 
 def _own_cluster() -> dict[str, Any]:

@@ -78,6 +78,8 @@ def _run(planned: Plan, launcher: Literal["ray", "local"]) -> int:
         workers.cpus_per_worker,
         workers.max_failures,
         workers.collective_timeout_seconds,
+        workers.min_workers or None,
+        workers.resize_check_seconds,
     )
     status, exit_code = "FAILED", _FAILED
     with BackgroundUploader(planned.directory):

@@ -134,6 +134,10 @@ class WorkersConfig:
 
     num_workers: int = 1
     """Data-parallel workers."""
+    min_workers: int = 0
+    """Under Ray, go on with so few when machines are lost, and take back those that return; 0: wait for all."""
+    resize_check_seconds: int = 60
+    """How often a run with fewer than num_workers looks for machines that came back."""
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     """What workers divide among them: ddp nothing; zero1 optimiser state, zero2 gradients too, zero3 weights too."""
     use_gpu: bool = True
@@ -148,9 +152,15 @@ class WorkersConfig:
     """A collective that waits longer ends the attempt, which is then restarted."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "cpus_per_worker", "step_timeout_seconds", "collective_timeout_seconds"):
+        timeouts = ("step_timeout_seconds", "collective_timeout_seconds", "resize_check_seconds")
+        for name in ("num_workers", "cpus_per_worker", *timeouts):
             if getattr(self, name) < 1:
                 raise ValueError(f"workers.{name} {getattr(self, name)} must be at least 1")
+        if not 0 <= self.min_workers <= self.num_workers:
+            raise ValueError(
+                f"workers.min_workers {self.min_workers} must be at most workers.num_workers {self.num_workers}, "
+                "or 0 to train with exactly that number"
+            )
 
 
 @dataclass(frozen=True)
