@@ -1,20 +1,23 @@
 """Starting workers: Ray Train, or plain processes without Ray. Both call the same function with a `Worker`."""
 
 import logging
+import multiprocessing.connection
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException
 
 from cluster.local import LOOPBACK_ONLY, client_environment
 from cluster.process import end_with_parent
@@ -31,6 +34,8 @@ class Worker:
     rank: int
     world_size: int
     device: torch.device
+    notified: Callable[[], bool] = lambda: False
+    """Whether the cluster has said that it will take a worker's machine away."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def launch_local(function: WorkerFunction, run_directory: Path, resources: Resou
 
     Under torchrun (RANK and WORLD_SIZE set) this process is one of the workers that torchrun started.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if in_torchrun():
         _local_worker(int(os.environ.get("LOCAL_RANK", "0")), function, str(run_directory), resources, "env://")
     elif resources.num_workers == 1:
         _local_worker(0, function, str(run_directory), resources, "")
@@ -79,14 +84,36 @@ def _spawn_local(function: WorkerFunction, run_directory: str, resources: Resour
             join=False,
         )
         try:
-            while not context.join(grace_period=_GRACE_SECONDS):
-                continue
+            _join(context)
             return
-        except (ProcessExitedException, ProcessRaisedException) as error:
+        except LaunchError as error:
             failures += 1
             if 0 <= resources.max_failures < failures:
-                raise LaunchError(str(error)) from error
-            _log.warning("workers are started again after failure %d: %s", failures, str(error).strip())
+                raise
+            _log.warning("workers are started again after failure %d: %s", failures, error)
+
+
+def _join(context: ProcessContext) -> None:
+    """Wait until all workers have ended. Raises LaunchError when one has failed, with the others ended too.
+
+    torch's own join would send those SIGTERM, which workers take for the wish of a scheduler to end the run.
+    """
+    processes: Sequence[BaseProcess] = context.processes
+    while (living := [p for p in processes if p.is_alive()]) and not any(p.exitcode for p in processes):
+        multiprocessing.connection.wait([process.sentinel for process in living])
+    deadline = time.monotonic() + (_GRACE_SECONDS if living else 0)
+    for process in living:
+        process.join(max(0.0, deadline - time.monotonic()))
+    died = [
+        f"worker {rank} died of signal {-code}" for rank, p in enumerate(processes) if (code := p.exitcode or 0) < 0
+    ]
+    for process in living:
+        process.kill()
+    try:
+        context.join()
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        # What the others raise when one dies is a consequence.
+        raise LaunchError("; ".join(died) or str(error).strip()) from error
 
 
 def launch_ray(function: WorkerFunction, run_directory: Path, attempt: str, resources: Resources) -> None:
@@ -153,8 +180,16 @@ def _ray_worker(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     torch.set_num_threads(config["cpus_per_worker"])
-    worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    device = ray.train.torch.get_device()
+    worker = Worker(context.get_world_rank(), context.get_world_size(), device, _ray_notified)
     config["function"](worker, config["run_directory"])
+
+
+def _ray_notified() -> bool:
+    """Whether a node of this run is being drained. Ray's public question is a barrier over all workers at each call."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
 
 
 def _local_worker(
@@ -177,6 +212,8 @@ def _local_worker(
         rank=-1 if from_torchrun else local_rank,
         world_size=-1 if from_torchrun else resources.num_workers,
     )
+    if from_torchrun:
+        dist.barrier()  # rank 0 comes here once it has opened the run
     try:
         function(Worker(dist.get_rank(), dist.get_world_size(), device), run_directory)
     finally:
@@ -186,7 +223,7 @@ def _local_worker(
 def _settle_in_child() -> None:
     """The launching process turns signals into a stop after a checkpoint; when it dies, its workers must too."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # Ctrl-C reaches the whole process group; the launching process sends SIGTERM only to end a failed attempt.
+    # Ctrl-C reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(signal.SIGKILL)
 
@@ -195,6 +232,11 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def in_torchrun() -> bool:
+    """True in a process that torchrun started."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def in_ray_job() -> bool:

@@ -43,11 +43,16 @@ def read_json(path: Path) -> Any:
 
 
 def commit_directory(
-    parent: Path, name: str, write: Callable[[Path], None], record: dict[str, Any] | None = None
+    parent: Path,
+    name: str,
+    write: Callable[[Path], None],
+    record: dict[str, Any] | None = None,
+    reached: Callable[[str], None] = lambda moment: None,
 ) -> Path:
     """Create `parent/name` from what `write(directory)` puts there, all or nothing.
 
-    record: extra JSON fields of COMPLETE.json. Returns the committed directory.
+    record: extra JSON fields of COMPLETE.json. reached: told before_rename and after_rename when it gets there.
+    Returns the committed directory.
     Raises FileExistsError if the name is taken, OSError (disk full, say) with nothing new left behind.
     """
     destination = parent / name
@@ -66,11 +71,13 @@ def commit_directory(
                 "sha256": sha256_of_file(path),
             }
         write_json_atomic(temporary / COMPLETE, {**(record or {}), "files": files})
+        reached("before_rename")
         os.rename(temporary, destination)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _fsync_directory(parent)
+    reached("after_rename")
     return destination
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.fault import Faults
 from cluster.spool import Spool, read_events, read_metrics
 from cluster.storage import read_json, write_json_atomic
 
@@ -34,9 +35,10 @@ class Uploader:
     after MLflow took it.
     """
 
-    def __init__(self, run_directory: Path):
+    def __init__(self, run_directory: Path, faults: Faults | None = None):
         """Reads uid, name, tracking_uri and experiment from the run's run.json."""
         self._directory = run_directory
+        self._faults = faults or Faults()
         self._run = read_json(run_directory / "run.json")
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
@@ -69,6 +71,7 @@ class Uploader:
         return num_sent + (self._send(path, batch) if batch else 0)
 
     def _send(self, path: Path, batch: list[tuple[dict[str, Any], int]]) -> int:
+        self._faults("upload.before")
         client, run_id = self._connect()
         self._send_metrics(client, run_id, [event for event, _ in batch if event["type"] == "metrics"])
         for event, _ in batch:
@@ -85,6 +88,7 @@ class Uploader:
                     client.update_run(run_id, status="RUNNING")
                 else:
                     client.set_terminated(run_id, event["status"], end_time)
+        self._faults("upload.after")
         write_json_atomic(path.with_suffix(".acknowledged.json"), {"bytes": batch[-1][1]})
         return len(batch)
 
@@ -153,8 +157,14 @@ class Uploader:
 class BackgroundUploader:
     """Drains in a thread of an otherwise idle process; `with BackgroundUploader(run_directory): ...`."""
 
-    def __init__(self, run_directory: Path, every_seconds: float = 2.0, longest_pause_seconds: float = 60.0):
-        self._uploader = Uploader(run_directory)
+    def __init__(
+        self,
+        run_directory: Path,
+        every_seconds: float = 2.0,
+        longest_pause_seconds: float = 60.0,
+        faults: Faults | None = None,
+    ):
+        self._uploader = Uploader(run_directory, faults)
         self._every_seconds, self._longest_pause_seconds = every_seconds, longest_pause_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="mlflow-uploader", daemon=True)

@@ -1,4 +1,4 @@
-"""The door: python -m data_pipeline pack|demo|verify|order."""
+"""The door: python -m data_pipeline pack|demo|verify|order|audit."""
 
 import sys
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipeline.demo import DemoOptions, pack_demo, resolve_path
+from data_pipeline.ledger import audit as audit_ledger
 from data_pipeline.manifest import Manifest, load_manifest
 from data_pipeline.open_source import open_source
 from data_pipeline.order import SampleOrder
@@ -147,7 +149,27 @@ def order(
             print(json.dumps({"step": step, "ranks": ranks}))
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {"pack": pack, "demo": demo, "verify": verify, "order": order}
+def audit(ledger: str, dest: str, num_steps: int | None = None) -> None:
+    """Check that a run's workers were given every sample that its order says, once, with the right pixels.
+
+    Args:
+        ledger: folder ledger/ of a run that was trained with --data.ledger true
+        dest: folder of the data set, or demo:NAME
+        num_steps: how many steps to check; all that are recorded by default
+    """
+    with open_dataset(resolve_path(dest)) as dataset:
+        found = audit_ledger(Path(ledger), dataset, num_steps)
+    attempts = ", ".join(f"from step {start} on {size} worker(s)" for start, size in found.attempts.values())
+    print(f"ok: {found.num_steps} steps, {found.num_samples} samples, each as ordered and once; attempts: {attempts}")
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "pack": pack,
+    "demo": demo,
+    "verify": verify,
+    "order": order,
+    "audit": audit,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -50,11 +50,14 @@ class FetchSettings:
 class Fetcher:
     """Reads whole files below a URL, again and again if need be."""
 
-    def __init__(self, url: str, settings: FetchSettings) -> None:
-        """ValueError if the URL's scheme is not http, https or s3."""
+    def __init__(self, url: str, settings: FetchSettings, on_try: Callable[[str], None] = lambda moment: None) -> None:
+        """on_try: told "before" and "after" the transfer of every try; an OSError of its own fails that try.
+
+        ValueError if the URL's scheme is not http, https or s3.
+        """
         self.url = url.rstrip("/")
         self.shown_url = redacted(self.url)
-        self._settings = settings
+        self._settings, self._on_try = settings, on_try
         self._closed = threading.Event()
         self._system, self._root, self._transient = _file_system(self.url, settings)
 
@@ -67,7 +70,9 @@ class Fetcher:
         for attempt in range(num_attempts):
             try:
                 file.seek(0)
+                self._on_try("before")
                 self._copy(name, file, max_bytes)
+                self._on_try("after")
                 file.truncate()
                 check()
                 return

@@ -1,6 +1,7 @@
 """The way into a packed data set, wherever it lies."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from data_pipeline.cache import FileCache, cache_folder
@@ -23,16 +24,17 @@ def open_dataset(
     cache_dir: str | Path | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     fetch: FetchSettings | None = None,
+    on_try: Callable[[str], None] = lambda moment: None,
 ) -> Dataset:
     """Open the data set at a local folder, or below an http(s):// or s3:// URL.
 
     expected_digest: the digest that a run was started with. memory_bytes: a set that fits into so much memory when
     decoded is decoded once, into memory that the processes of a node share; 0 decodes every time. cache_dir,
     cache_bytes: where fetched shards are kept, shared by the processes of a node, and how much; the budget should
-    hold a node's share of the data.
+    hold a node's share of the data. on_try: told of every try to fetch a file, see Fetcher.
     Raises FileNotFoundError, DamagedDataError or ValueError, also if the digest is another one.
     """
-    manifest, files = _open_files(str(path), cache_dir, cache_bytes, fetch or FetchSettings())
+    manifest, files = _open_files(str(path), cache_dir, cache_bytes, fetch or FetchSettings(), on_try)
     if expected_digest is not None and manifest.digest != expected_digest:
         files.close()
         raise ValueError(
@@ -52,12 +54,16 @@ def read_manifest(path: str | Path, fetch: FetchSettings | None = None) -> Manif
 
 
 def _open_files(
-    path: str, cache_dir: str | Path | None, cache_bytes: int, settings: FetchSettings
+    path: str,
+    cache_dir: str | Path | None,
+    cache_bytes: int,
+    settings: FetchSettings,
+    on_try: Callable[[str], None],
 ) -> tuple[Manifest, ShardFiles]:
     if not is_remote(path):
         manifest = load_manifest(path)
         return manifest, LocalFiles(Path(path), manifest.shards)
-    fetcher = Fetcher(path, settings)
+    fetcher = Fetcher(path, settings, on_try)
     manifest = _fetch_manifest(fetcher)
     largest = max(manifest.shards, key=lambda shard: shard.bytes)
     if largest.bytes > cache_bytes:

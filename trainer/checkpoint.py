@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cluster.fault import Faults
 from cluster.lease import Lease
 from cluster.storage import DamagedError, commit_directory, complete_directories, remove_directory, verify
 from eval.backlog import held_checkpoints
@@ -58,11 +59,19 @@ def capture(step: int, engine: Engine, ema: ExponentialMovingAverage) -> Capture
 class CheckpointStore:
     """The checkpoints of one run. `save` is for rank 0 alone; `restore` for all ranks."""
 
-    def __init__(self, run_directory: Path, config: Config, lease: Lease, provenance: dict[str, Any]):
+    def __init__(
+        self,
+        run_directory: Path,
+        config: Config,
+        lease: Lease,
+        provenance: dict[str, Any],
+        faults: Faults | None = None,
+    ):
         """lease: the run's; a worker whose run was taken over commits nothing.
 
         provenance: what state.json and the snapshot say of their origin (run, config digest, data digest).
         """
+        self.faults = faults or Faults()
         self._parent = run_directory / "checkpoints"
         self._config, self._lease, self._provenance = config, lease, provenance
         self._attempt = uuid.uuid4().hex[:8]
@@ -83,15 +92,20 @@ class CheckpointStore:
     def _commit(self, captured: Captured) -> Path:
         state = {**self._provenance, "step": captured.step, "ema": captured.ema_progress}
 
+        reached = self.faults.at("save", captured.step)
+
         def write(directory: Path) -> None:
+            reached("before_write")
             save_tensors(captured.model, directory / "model.safetensors")
+            reached("in_write")
             save_tensors(captured.optimizer, directory / "optimizer.safetensors")
             write_snapshot(directory, captured.ema, self._config.model, self._config.diffusion, state)
             (directory / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
             self._lease.check()
+            reached("after_write")
 
         name = f"step-{captured.step:08d}-{self._attempt}"
-        return commit_directory(self._parent, name, write, {"step": captured.step})
+        return commit_directory(self._parent, name, write, {"step": captured.step}, reached)
 
     def restore(self, engine: Engine, ema: ExponentialMovingAverage) -> int:
         """Load the newest checkpoint that verifies; the number of completed updates, 0 if there is none.

@@ -3,28 +3,26 @@
 import difflib
 import json
 import logging
+import os
 import re
-import signal
 import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
 from typing import Literal, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from cluster.launch import LaunchError, Resources, launch_local, launch_ray
+from cluster.fault import Faults, requested
+from cluster.launch import LaunchError, Resources, in_torchrun, launch_local, launch_ray
 from cluster.progress import ProgressBar
 from cluster.tracking import BackgroundUploader
-from trainer.config import Config, to_dict
-from trainer.hooks import stop_path
+from trainer.config import Config, WorkersConfig, to_dict
 from trainer.presets import PRESETS
-from trainer.run import Plan, close_run, open_run, plan, run_lease, summary
+from trainer.run import Plan, close_run, is_finished, open_run, plan, run_lease, summary
+from trainer.stop import signals_stop, stop_path
 from trainer.worker import train_worker
 
 _USER_ERROR, _FAILED, _INTERRUPTED = 2, 1, 130
+_log = logging.getLogger(__name__)
 _DESCRIPTION = """Train a DDPM. Start with a preset, change any field with --section.field VALUE.
 The same command again resumes the run at its newest checkpoint."""
 
@@ -58,6 +56,8 @@ def main(arguments: list[str]) -> int:
             print(json.dumps(summary(options.config), indent=2))
             return 0
         planned = plan(options.config, options.preset)
+        if options.launcher == "local" and in_torchrun() and int(os.environ["RANK"]) > 0:
+            return _follow(planned)
         with run_lease(planned.directory) as lease:
             unfinished = open_run(planned, lease)
             print(f"run {planned.config.run.name} in {planned.directory}", flush=True)
@@ -70,9 +70,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _run(planned: Plan, launcher: Literal["ray", "local"]) -> int:
-    workers = planned.config.workers
-    resources = Resources(
+def _follow(planned: Plan) -> int:
+    """A process of torchrun other than rank 0, which opens the run, uploads and closes it for all."""
+    if is_finished(planned):
+        return 0
+    with signals_stop(planned.directory):
+        launch_local(train_worker, planned.directory, _resources(planned.config.workers))
+    return _INTERRUPTED if stop_path(planned.directory).exists() else 0
+
+
+def _resources(workers: WorkersConfig) -> Resources:
+    return Resources(
         workers.num_workers,
         workers.use_gpu,
         workers.cpus_per_worker,
@@ -81,10 +89,15 @@ def _run(planned: Plan, launcher: Literal["ray", "local"]) -> int:
         workers.min_workers or None,
         workers.resize_check_seconds,
     )
+
+
+def _run(planned: Plan, launcher: Literal["ray", "local"]) -> int:
+    resources = _resources(planned.config.workers)
     status, exit_code = "FAILED", _FAILED
-    with BackgroundUploader(planned.directory):
+    stop_path(planned.directory).unlink(missing_ok=True)
+    with BackgroundUploader(planned.directory, faults=Faults(requested(), planned.directory)):
         try:
-            with ProgressBar(planned.directory), _signals_stop(planned.directory):
+            with ProgressBar(planned.directory), signals_stop(planned.directory):
                 if launcher == "ray":
                     launch_ray(train_worker, planned.directory, f"attempt-{uuid.uuid4().hex[:8]}", resources)
                 else:
@@ -92,34 +105,13 @@ def _run(planned: Plan, launcher: Literal["ray", "local"]) -> int:
             stopped = stop_path(planned.directory).exists()
             status, exit_code = ("KILLED", _INTERRUPTED) if stopped else ("FINISHED", 0)
         except LaunchError as error:
-            print(f"error: the workers failed: {error}", file=sys.stderr)
+            _log.error("%s", error)
+            print(f"error: the workers failed: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
         finally:
             close_run(planned, status)
     if status == "KILLED":
         print("stopped with a checkpoint; the same command goes on from it", flush=True)
     return exit_code
-
-
-@contextmanager
-def _signals_stop(run_directory: Path) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the workers to checkpoint and end; a second one ends this process at once."""
-    path = stop_path(run_directory)
-    path.unlink(missing_ok=True)
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        path.touch()
-        print("stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-    for number in previous:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _parser(preset: str) -> ArgumentParser:

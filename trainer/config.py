@@ -21,6 +21,8 @@ class DataConfig:
     """Reading and decoding threads of each worker; they never change what is trained."""
     num_prefetch_batches: int = 4
     """Batches each worker keeps decoded ahead of the step."""
+    ledger: bool = False
+    """Record in ledger/ of the run what each worker was given at each step; see python -m data_pipeline audit."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import resource
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import torch
@@ -98,7 +97,7 @@ class CheckpointHook:
     ):
         """spool: given on rank 0 alone, which writes."""
         self._config, self._engine, self._ema, self._spool = config, engine, ema, spool
-        self._saver = BackgroundSaver(store)
+        self._store, self._saver = store, BackgroundSaver(store)
         self._last_step = 0
 
     def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
@@ -113,6 +112,7 @@ class CheckpointHook:
             self._report(self._saver.collect(wait=wait))
             return
         self._last_step = step
+        self._store.faults("save.capture", step)
         started = time.perf_counter()
         captured = capture(step, self._engine, self._ema)
         if self._spool is None:
@@ -126,42 +126,6 @@ class CheckpointHook:
     def _report(self, saved: Saved | None) -> None:
         if saved is not None and self._spool is not None:
             self._spool.metrics({"checkpoint/seconds": saved.seconds, "checkpoint/bytes": saved.num_bytes}, saved.step)
-
-
-class Stopped(Exception):  # noqa: N818 (an end, not an error)
-    """Training ends early because it was asked to; raised on all workers after the same step."""
-
-    def __init__(self, step: int):
-        super().__init__(f"stopped after step {step}")
-        self.step = step
-
-
-class StopHook:
-    """Ends training on all workers after the same step, once the run directory holds a STOP file."""
-
-    def __init__(self, run_directory: Path, worker: Worker):
-        self._path, self._worker = stop_path(run_directory), worker
-        self._looked = 0.0
-
-    def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
-        stop = torch.tensor(float(self._worker.rank == 0 and self._asked()), device=self._worker.device)
-        if self._worker.world_size > 1:
-            dist.broadcast(stop, src=0)
-        if stop.item():
-            raise Stopped(step)
-
-    def _asked(self) -> bool:
-        """Looks at the storage at most four times a second: it may be a network folder."""
-        now = time.monotonic()
-        if now - self._looked < 0.25:
-            return False
-        self._looked = now
-        return self._path.exists()
-
-
-def stop_path(run_directory: Path) -> Path:
-    """The file that asks a run to checkpoint and end."""
-    return run_directory / "STOP"
 
 
 def _system_values(device: torch.device) -> dict[str, float]:

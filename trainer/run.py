@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from cluster.fault import requested
 from cluster.launch import in_ray_job
 from cluster.lease import Lease, holding
 from cluster.process import git_commit
@@ -71,6 +72,7 @@ def summary(config: Config) -> dict[str, Any]:
 
 def plan(config: Config, preset: str) -> Plan:
     """Check `config` against the machine and the data. Raises ValueError or FileNotFoundError with one helpful line."""
+    requested()
     config = _absolute(config)
     manifest = read_manifest(resolve_path(config.data.path))
     _check_data(config, manifest)
@@ -122,15 +124,21 @@ def open_run(plan: Plan, lease: Lease) -> bool:
         "tracking_uri": config.run.tracking_uri,
         "experiment": config.run.experiment,
         "git_commit": git_commit(),
+        "faults": requested(),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
     }
-    finished = plan.directory / "FINISHED.json"
-    if finished.exists() and read_json(finished)["step"] >= config.train.num_steps:
+    if is_finished(plan):
         return False
-    finished.unlink(missing_ok=True)
+    (plan.directory / "FINISHED.json").unlink(missing_ok=True)
     write_json_atomic(path, run)
     _announce(plan, run)
     return True
+
+
+def is_finished(plan: Plan) -> bool:
+    """Whether the run has reached the number of steps that is asked for."""
+    path = plan.directory / "FINISHED.json"
+    return path.exists() and bool(read_json(path)["step"] >= plan.config.train.num_steps)
 
 
 def close_run(plan: Plan, status: str) -> None:

@@ -1,28 +1,36 @@
 """What one worker does, under Ray or without: build everything from run.json, resume, train."""
 
 import logging
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from cluster.fault import Faults
 from cluster.launch import Worker
 from cluster.lease import Lease
 from cluster.spool import Spool
 from cluster.storage import read_json, write_json_atomic
 from data_pipeline.dataset import Dataset
 from data_pipeline.demo import resolve_path
-from data_pipeline.loader import BatchStream
+from data_pipeline.ledger import next_attempt, recorded
+from data_pipeline.loader import Batch, BatchStream
 from data_pipeline.order import SampleOrder
 from data_pipeline.shards import open_dataset
 from models.config import build_model
 from models.diffusion import GaussianDiffusion
 from trainer.checkpoint import CheckpointStore
 from trainer.config import Config, from_dict
+from trainer.drill import DrillHook, drilled, drilled_stream
 from trainer.engines import NonFiniteError, make_engine
-from trainer.hooks import CheckpointHook, MetricsHook, StopHook, Stopped
+from trainer.hooks import CheckpointHook, MetricsHook
 from trainer.loop import Hook, train
 from trainer.objective import Objective
 from trainer.run import LEASE_STALE_SECONDS
+from trainer.stop import StopHook, Stopped, sigterm_stops
 from trainer.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
@@ -31,7 +39,11 @@ _log = logging.getLogger(__name__)
 def train_worker(worker: Worker, run_directory: str) -> None:
     """Train (or go on training) the run described by `run_directory`/run.json to its last step."""
     directory = Path(run_directory)
-    run = read_json(directory / "run.json")
+    with sigterm_stops(directory):
+        _train(worker, directory, read_json(directory / "run.json"))
+
+
+def _train(worker: Worker, directory: Path, run: dict[str, Any]) -> None:
     config = from_dict(run["config"])
     objective = Objective(
         GaussianDiffusion(config.diffusion),
@@ -39,6 +51,9 @@ def train_worker(worker: Worker, run_directory: str) -> None:
         config.data.horizontal_flip,
         torch.float64 if config.train.precision == "fp64" else torch.float32,
     )
+    faults = Faults(run["faults"], directory, worker.rank)
+    if faults:
+        objective = drilled(objective, faults, config.train.global_batch_size)
     torch.manual_seed(config.train.seed)
     model = build_model(config.model).to(objective.dtype)
     engine = make_engine(model, objective, config, worker)
@@ -46,25 +61,29 @@ def train_worker(worker: Worker, run_directory: str) -> None:
     provenance = {name: run[name] for name in ("run", "uid", "config_digest", "manifest_digest", "versions")}
     lease = Lease(directory / "lease.json", run["lease_token"], run["num_attempts"], LEASE_STALE_SECONDS)
     lease.check()
-    store = CheckpointStore(directory, config, lease, provenance)
+    store = CheckpointStore(directory, config, lease, provenance, faults)
     start_step = store.restore(engine, ema)
     if worker.rank == 0:
         _log.info("training from step %d to %d on %d workers", start_step, config.train.num_steps, worker.world_size)
     if start_step >= config.train.num_steps:
         return
-    dataset, order = open_data(config, run["manifest_digest"])
+    dataset, order = open_data(config, run["manifest_digest"], faults)
     stream = open_stream(config, worker, dataset, order, start_step)
+    batches: Iterable[Batch] = drilled_stream(stream, faults) if faults else stream
+    if config.data.ledger:
+        batches = _recorded(batches, worker, directory / "ledger", dataset, order)
     spool = Spool(directory, "train") if worker.rank == 0 else None
     watchdog = Watchdog(directory, worker, config.workers.step_timeout_seconds)
     checkpoints = CheckpointHook(config, engine, ema, store, spool)
     hooks: list[Hook] = [
         watchdog,
+        *((DrillHook(faults),) if faults else ()),
         MetricsHook(config, worker, objective, engine, ema, stream, spool),
         checkpoints,
-        StopHook(directory, worker),
+        StopHook(directory, worker, partial(checkpoints.save, wait=True)),
     ]
     try:
-        train(stream, engine, ema, hooks, config.train.num_steps)
+        train(batches, engine, ema, hooks, config.train.num_steps)
     except Stopped as stopped:
         checkpoints.save(stopped.step, wait=True)
     except NonFiniteError as error:
@@ -77,9 +96,10 @@ def train_worker(worker: Worker, run_directory: str) -> None:
             spool.close()
 
 
-def open_data(config: Config, manifest_digest: str) -> tuple[Dataset, SampleOrder]:
+def open_data(config: Config, manifest_digest: str, faults: Faults) -> tuple[Dataset, SampleOrder]:
     """The data set and the order of its samples. Raises ValueError if the data are not those the run began with."""
-    dataset = open_dataset(resolve_path(config.data.path), expected_digest=manifest_digest)
+    path = resolve_path(config.data.path)
+    dataset = open_dataset(path, expected_digest=manifest_digest, on_try=faults.at("fetch"))
     manifest = dataset.manifest
     seed, global_batch_size = config.train.seed, config.train.global_batch_size
     return dataset, SampleOrder(manifest.shard_sizes, seed, global_batch_size, manifest.digest)
@@ -97,6 +117,16 @@ def open_stream(config: Config, worker: Worker, dataset: Dataset, order: SampleO
         num_prefetch_batches=config.data.num_prefetch_batches,
         pin_memory=worker.device.type == "cuda",
     )
+
+
+def _recorded(
+    batches: Iterable[Batch], worker: Worker, folder: Path, dataset: Dataset, order: SampleOrder
+) -> Iterator[Batch]:
+    """The same batches, recorded in the run's ledger under a number that all workers of this attempt share."""
+    attempt = torch.tensor(next_attempt(folder), device=worker.device)
+    if worker.world_size > 1:
+        dist.broadcast(attempt, src=0)
+    return recorded(batches, folder, int(attempt.item()), worker.rank, worker.world_size, dataset, order)
 
 
 def _report_non_finite(

@@ -1,0 +1,105 @@
+"""How a run is asked to checkpoint and end: signals, a STOP file, and notices that a machine will be taken away."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from cluster.launch import Worker
+from data_pipeline.loader import Batch
+from trainer.engines import StepResult
+
+_GO_ON, _CHECKPOINT, _STOP = 0, 1, 2
+
+
+class Stopped(Exception):  # noqa: N818 (an end, not an error)
+    """Training ends early because it was asked to; raised on all workers after the same step."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+class StopHook:
+    """Ends training on all workers after the same step, once the run directory holds a STOP file.
+
+    A worker that is told that its machine will be taken away has all of them checkpoint, and train on until it is.
+    """
+
+    def __init__(self, run_directory: Path, worker: Worker, checkpoint: Callable[[int], None]):
+        """checkpoint: collective; called with the step, at most once."""
+        self._path, self._worker, self._checkpoint = stop_path(run_directory), worker, checkpoint
+        self._looked, self._has_checkpointed = 0.0, False
+
+    def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
+        wish = torch.tensor(float(self._wish()), device=self._worker.device)
+        if self._worker.world_size > 1:
+            dist.all_reduce(wish, dist.ReduceOp.MAX)
+        agreed = int(wish.item())
+        if agreed == _STOP:
+            raise Stopped(step)
+        if agreed == _CHECKPOINT:
+            self._has_checkpointed = True
+            self._checkpoint(step)
+
+    def _wish(self) -> int:
+        if self._worker.rank == 0 and self._asked():
+            return _STOP
+        return _CHECKPOINT if self._worker.notified() and not self._has_checkpointed else _GO_ON
+
+    def _asked(self) -> bool:
+        """Looks at the storage at most four times a second: it may be a network folder."""
+        now = time.monotonic()
+        if now - self._looked < 0.25:
+            return False
+        self._looked = now
+        return self._path.exists()
+
+
+def stop_path(run_directory: Path) -> Path:
+    """The file that asks a run to checkpoint and end."""
+    return run_directory / "STOP"
+
+
+@contextmanager
+def signals_stop(run_directory: Path) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the workers to checkpoint and end; a second one ends this process at once."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop_path(run_directory).touch()
+        print("stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for number in previous:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def sigterm_stops(run_directory: Path) -> Iterator[None]:
+    """In a worker process of its own: SIGTERM, as schedulers send it to every process, asks the whole run to end.
+
+    Does nothing where a launching process has set its own handler, nor under Ray, which trains in a thread.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: stop_path(run_directory).touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
