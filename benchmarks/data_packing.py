@@ -1,6 +1,6 @@
 """Images per second of packing 1024 px sources to 256 px, one process each, and what the shortcut costs in quality.
 
-    python benchmarks/data_packing.py [--num_images 150] [--rounds 3]
+    python benchmarks/data_packing.py [--num_images 300] [--rounds 3]
 
 The peer is what one would write by hand: Pillow decodes, crops and resizes with Lanczos; webdataset's ShardWriter
 writes JPEGs of quality 95. Rounds are interleaved; the median counts. The sources take about as long to decode as
@@ -70,7 +70,7 @@ def quality(folder: Path) -> str:
     return f"PSNR {10 * np.log10(255**2 / np.mean(squared)):.1f} dB, largest difference {largest} of 255"
 
 
-def main(num_images: int = 150, rounds: int = 3) -> None:
+def main(num_images: int = 300, rounds: int = 3) -> None:
     """Compare packing.
 
     Args:

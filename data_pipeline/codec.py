@@ -20,7 +20,10 @@ except ImportError:  # no wheel for this platform: Pillow decodes to the same pi
 Encoding = Literal["png", "jpg", "npy"]
 EXTENSIONS = ("png", "jpg", "jpeg", "npy")
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
+JPEG_SCALES = (8, 4, 2, 1)
+"""By what a JPEG decoder can divide the size of an image at no cost, the strongest first"""
 _JPEG_COLORSPACE = {1: "GRAY", 3: "RGB"}
+_JPEG_MODE = {"L": "GRAY", "RGB": "RGB"}
 _PNG_BIT_DEPTH_BYTE = 24
 _PNG_MODE = {1: "L", 3: "RGB"}
 
@@ -59,6 +62,26 @@ def decode_into(data: bytes, extension: str, out: np.ndarray) -> None:
             raise ValueError(f"extension {extension!r} is not one of {', '.join(EXTENSIONS)}")
     except DECODE_ERRORS as error:
         raise ValueError(f"{error}" or type(error).__name__) from error
+
+
+def fast_jpeg_pixels(data: bytes, image: Image.Image, scale: int) -> np.ndarray | None:
+    """Pixels of a grey or colour JPEG at 1/scale of its size, rounded up: (H, W[, 3]) uint8. scale: of JPEG_SCALES.
+
+    image: its header, as Pillow opened it. None if the file is of another kind, or damaged: Pillow then says how.
+    """
+    if image.mode not in _JPEG_MODE:
+        return None
+    height, width = -(-image.height // scale), -(-image.width // scale)
+    try:
+        if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
+            return None
+        colorspace = _JPEG_MODE[image.mode]
+        pixels = simplejpeg.decode_jpeg(
+            data, colorspace, fastdct=False, fastupsample=False, min_height=height, min_width=width
+        )
+    except ValueError:
+        return None
+    return pixels.reshape((height, width, 3)[: 3 if image.mode == "RGB" else 2])
 
 
 def fast_png_pixels(data: bytes, image: Image.Image) -> np.ndarray | None:

@@ -20,7 +20,7 @@ from data_pipeline.sources import ArraySource, Entry, Refusal, Sample, Source
 
 DEMO_SETS = ("digits", "faces")
 _PREFIX = "demo:"
-_SET_VERSION = 2
+_SET_VERSION = 3
 _NUM_DIGITS = 1797
 _DIGIT_SIZE = 8
 _DIGIT_LEVELS = 16

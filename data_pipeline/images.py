@@ -1,9 +1,10 @@
 """From a source image in any common mode to a square 8-bit array, or a refusal that says why.
 
 Resize is Lanczos (a windowed sinc with antialiasing, in 8-bit sRGB values like the data sets the papers used): the
-sharpest of Pillow's filters without visible aliasing. Bicubic blurs more, box and bilinear alias or blur. Unless
-`exact` is asked for, an image at least four times too large is first halved cheaply, by the JPEG decoder or a box
-filter, down to no less than twice the target; docs/DATA.md states the difference.
+sharpest of the usual filters without visible aliasing. Bicubic blurs more, box and bilinear alias or blur. torch's
+vectorised kernel computes it; with `exact` it is Pillow's, which rounds a few values in a thousand the other way and
+takes seven times as long. JPEGs at least eight times too large are decoded at a half, quarter or eighth of their size,
+never below four times the target, unless `exact` is asked for; docs/DATA.md states the difference.
 """
 
 import io
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from data_pipeline.codec import DECODE_ERRORS, fast_png_pixels
+from data_pipeline.codec import DECODE_ERRORS, JPEG_SCALES, fast_jpeg_pixels, fast_png_pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2")
@@ -23,6 +24,8 @@ MAX_PIXELS = 64_000_000
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _JPEG_FORMATS = ("JPEG", "MPO")
 _EXIF_ORIENTATION = 0x0112
+_MIN_DECODED_SIZE = 4
+"""Smallest size that a JPEG is decoded at, in multiples of the target"""
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 """Marks of the PNG chunks that may say how the image is to be turned"""
 
@@ -36,7 +39,7 @@ class Framing:
     image_channels: int
     """3 for RGB, 1 for grey"""
     exact: bool = False
-    """Decode at full size and apply Lanczos to every source pixel, several times slower"""
+    """Decode at full size and resize by Pillow's Lanczos to the bit, several times slower"""
     background: int = 255
     """Grey value that transparent pixels are composited over, 0 to 255"""
 
@@ -63,13 +66,7 @@ def frame_bytes(data: bytes, framing: Framing) -> Framed:
     """Decode, rotate by EXIF, flatten, crop to the centred square and resize. ValueError with the reason if refused."""
     try:
         with open_image(data) as image:
-            source_size = image.size
-            if not framing.exact and image.format in _JPEG_FORMATS:
-                _draft(image, framing.image_size)
-            plain = image.format == "PNG" and not any(name in data for name in _PNG_ORIENTATION)
-            pixels = fast_png_pixels(data, image) if plain else None
-            decoded = upright(image) if pixels is None else Image.fromarray(pixels)
-            return Framed(_frame(flatten(decoded, framing), framing), source_size)
+            return Framed(_frame(_decoded(data, image, framing), framing), image.size)
     except DECODE_ERRORS as error:
         raise ValueError(f"{error}" or type(error).__name__) from error
 
@@ -80,8 +77,8 @@ def frame_array(array: np.ndarray, framing: Framing) -> Framed:
         raise ValueError(
             f"array must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3), got {array.dtype} {array.shape}"
         )
-    image = Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
-    return Framed(_frame(flatten(image, framing), framing), image.size)
+    pixels = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    return Framed(_frame(_flat(pixels, framing), framing), (array.shape[1], array.shape[0]))
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -139,24 +136,60 @@ def upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _draft(image: Image.Image, image_size: int) -> None:
-    """Let the JPEG decoder halve the image, down to no less than twice the target size."""
-    shorter = min(image.size)
-    wanted = [2 * image_size * side // shorter for side in image.size]
-    image.draft(None, (wanted[0], wanted[1]))
-
-
-def _frame(image: Image.Image, framing: Framing) -> np.ndarray:
-    width, height = image.size
-    side, size = min(width, height), framing.image_size
-    left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side)
-    if side == size:
-        image = image.crop(box)
+def _decoded(data: bytes, image: Image.Image, framing: Framing) -> np.ndarray:
+    """Upright pixels of the wanted channels, (H, W) or (H, W, 3) uint8. image: the file's header, as Pillow read it."""
+    if image.format in _JPEG_FORMATS:
+        pixels = fast_jpeg_pixels(data, image, 1 if framing.exact else _jpeg_scale(image, framing.image_size))
+        if pixels is not None and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            turned = Image.fromarray(pixels)
+            turned.info = image.info  # where the orientation is
+            return np.asarray(flatten(upright(turned), framing))
     else:
-        gap = None if framing.exact else 2.0
-        image = image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=gap)
-    return np.asarray(image).reshape(size, size, framing.image_channels)
+        pixels = None if any(name in data for name in _PNG_ORIENTATION) else fast_png_pixels(data, image)
+    if pixels is None:  # Pillow decodes whatever else it is, or says what is wrong
+        return np.asarray(flatten(upright(image), framing))
+    return _flat(pixels, framing)
+
+
+def _flat(pixels: np.ndarray, framing: Framing) -> np.ndarray:
+    """Grey to RGB or RGB to grey, where need be: (H, W) or (H, W, 3) uint8."""
+    if pixels.ndim == (3 if framing.image_channels == 3 else 2):
+        return pixels
+    return np.asarray(flatten(Image.fromarray(pixels), framing))
+
+
+def _jpeg_scale(image: Image.Image, image_size: int) -> int:
+    """The strongest reduction by the JPEG decoder that leaves enough for Lanczos to decide."""
+    return next(
+        scale for scale in JPEG_SCALES if scale == 1 or min(image.size) >= scale * _MIN_DECODED_SIZE * image_size
+    )
+
+
+def _frame(pixels: np.ndarray, framing: Framing) -> np.ndarray:
+    """Centred square of (H, W) or (H, W, 3) uint8 pixels, resized: (size, size, channels) uint8."""
+    height, width = pixels.shape[:2]
+    side, size = min(width, height), framing.image_size
+    top, left = (height - side) // 2, (width - side) // 2
+    square = pixels[top : top + side, left : left + side]
+    if side == size:
+        framed = square
+    elif framing.exact:
+        # Cropped first: given a box instead, Pillow's filter would reach over the square's border.
+        framed = np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS))
+    else:
+        framed = _resized(square, size)
+    return np.ascontiguousarray(framed).reshape(size, size, framing.image_channels)
+
+
+def _resized(square: np.ndarray, size: int) -> np.ndarray:
+    """Lanczos of (S, S) or (S, S, 3) uint8 pixels, within 2 of Pillow's."""
+    import torch  # takes seconds to import
+
+    # Integer arithmetic, hence the same bits on every processor and for any number of threads.
+    writable = square if square.flags.writeable else square.copy()
+    planes = torch.from_numpy(writable.reshape(*square.shape[:2], -1)).permute(2, 0, 1)
+    resized = torch.nn.functional.interpolate(planes[None], size=(size, size), mode="lanczos", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

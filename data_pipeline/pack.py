@@ -56,7 +56,7 @@ class PackOptions:
     keep_bytes: bool = False
     """Store JPEGs that already fit as they are"""
     exact: bool = False
-    """Lanczos over every source pixel, without halving first"""
+    """Decode at full size and resize by Pillow's Lanczos to the bit"""
     background: int = 255
     """Grey value under transparent pixels"""
     samples_per_shard: int = 1000

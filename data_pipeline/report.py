@@ -67,4 +67,4 @@ def preview(dataset: Dataset) -> np.ndarray:
 
 
 def _save(image: np.ndarray, path: Path) -> None:
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(path, "PNG")
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(path, "PNG", compress_level=1)

@@ -41,7 +41,7 @@ class Recipe:
         """For the manifest: plain JSON, only what has an effect."""
         description: dict[str, Any] = {
             "crop": "centre square",
-            "resize": "lanczos" if self.framing.exact else "halved, then lanczos",
+            "resize": "lanczos of Pillow" if self.framing.exact else "lanczos of torch",
             "background": self.framing.background,
             "encoding": self.encoding,
             "keep_bytes": self.keep_bytes,

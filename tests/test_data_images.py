@@ -4,13 +4,14 @@ import io
 import struct
 import tracemalloc
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from skimage.metrics import peak_signal_noise_ratio
 
-from data_pipeline import codec
+from data_pipeline import codec, images
 from data_pipeline.images import MAX_PIXELS, Framing, frame_array, frame_bytes
 from tests.data_support import encoded, photo
 
@@ -40,12 +41,82 @@ def test_exact_resize_is_lanczos_with_antialiasing() -> None:
     np.testing.assert_array_equal(framed(encoded(image), Framing(16, 3, exact=True)), expected)
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
-def test_the_fast_resize_is_close_to_the_exact_one(image_format: str) -> None:
-    data = encoded(photo(512), image_format)
-    fast, exact = framed(data, Framing(64, 3)), framed(data, Framing(64, 3, exact=True))
-    assert peak_signal_noise_ratio(exact, fast) > 40
-    assert np.abs(fast.astype(int) - exact).max() <= 8
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("width", "height", "size"), [(512, 512, 64), (301, 777, 64), (50, 40, 64), (500, 65, 64)])
+def test_the_fast_resize_is_pillows_lanczos_to_two_levels(width: int, height: int, size: int, channels: int) -> None:
+    data = encoded(photo(width, height=height))
+    fast, exact = (framed(data, Framing(size, channels, exact)).astype(int) for exact in (False, True))
+    assert np.abs(fast - exact).max() <= 2
+    assert np.mean(fast != exact) < 0.03
+    flat = framed(encoded(np.full((height, width, 3), 201, dtype=np.uint8)), Framing(size, channels))
+    assert (flat == 201).all()
+
+
+@pytest.mark.parametrize("size", [64, 32, 16])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+def test_decoding_a_large_jpeg_at_part_of_its_size_costs_little(size: int, subsampling: str) -> None:
+    data = encoded(photo(512), "JPEG", subsampling=subsampling)
+    fast, exact = framed(data, Framing(size, 3)), framed(data, Framing(size, 3, exact=True))
+    assert not np.array_equal(fast, exact)
+    assert peak_signal_noise_ratio(exact, fast) > 50
+    assert np.abs(fast.astype(int) - exact).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scale"), [(511, 2000, 1), (512, 2000, 2), (1023, 1023, 2), (1024, 1031, 4), (3001, 2048, 8)]
+)
+def test_a_jpeg_is_decoded_at_no_less_than_four_times_the_size(
+    width: int, height: int, scale: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+
+    def seen(data: bytes, image: Image.Image, scale: int) -> np.ndarray | None:
+        pixels = codec.fast_jpeg_pixels(data, image, scale)
+        shapes.append(None if pixels is None else pixels.shape)
+        return pixels
+
+    monkeypatch.setattr(images, "fast_jpeg_pixels", seen)
+    data = encoded(np.zeros((height, width, 3), dtype=np.uint8), "JPEG")
+    source_size = frame_bytes(data, Framing(64, 3)).source_size
+    frame_bytes(data, Framing(64, 3, exact=True))
+    assert source_size == (width, height)
+    assert shapes == [(-(-height // scale), -(-width // scale), 3), (height, width, 3)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"subsampling": "4:2:0"},
+        {"subsampling": "4:2:2"},
+        {"progressive": True},
+        {"restart_marker_rows": 1},
+        {"keep_rgb": True},
+        {"orientation": 6},
+        {"orientation": 4, "exact": True},
+        {"mode": "L"},
+        {"mode": "CMYK"},
+    ],
+)
+def test_the_fast_jpeg_decoder_gives_pillows_pixels(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(photo(45, height=61)).convert(settings.pop("mode", "RGB"))
+    exif = Image.Exif()
+    exif[0x0112] = settings.pop("orientation", 1)
+    exact = settings.pop("exact", False)
+    data = encoded(image, "JPEG", exif=exif, **settings)
+    fast = [framed(data, Framing(20, channels, exact)) for channels in (1, 3)]
+    monkeypatch.setattr(images, "fast_jpeg_pixels", lambda *_: None)
+    slow = [framed(data, Framing(20, channels, exact)) for channels in (1, 3)]
+    for one, other in zip(fast, slow, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_jpeg_with_odd_but_harmless_bytes_is_packed_and_a_short_one_refused() -> None:
+    data = encoded(photo(64), "JPEG")
+    expected = framed(data)
+    np.testing.assert_array_equal(framed(data[:-2] + bytes(9) + data[-2:]), expected)
+    np.testing.assert_array_equal(framed(data + b"thumbnail"), expected)
+    with pytest.raises(ValueError, match="truncated"):
+        framed(data[: len(data) // 2])
 
 
 def test_a_checkerboard_finer_than_the_result_becomes_grey_not_a_pattern() -> None:
@@ -141,11 +212,45 @@ def test_grey_one_bit_and_colour_convert_both_ways() -> None:
     np.testing.assert_array_equal(framed(encoded(colour), Framing(16, 1)), luma)
 
 
+def ink_profile() -> bytes:
+    """An ICC profile of a printer whose magenta over yellow is a middle grey (L* 50), and whose black is black."""
+
+    def tag(kind: bytes, body: bytes) -> bytes:
+        data = kind + bytes(4) + body
+        return data + bytes(-len(data) % 4)
+
+    matrix = struct.pack(">9i", *(65536 if i % 4 == 0 else 0 for i in range(9)))
+    lightness = [[[[255, 0], [200, 0]], [[200, 0], [128, 0]]], [[[200, 0], [128, 0]], [[128, 0], [64, 0]]]]
+    corners = b"".join(bytes([value, 128, 128]) for value in np.ravel(lightness))
+    table = struct.pack(">4B", 4, 3, 2, 0) + matrix + bytes(range(256)) * 4 + corners + bytes(range(256)) * 3
+    text = b"inks\0"
+    tags = {
+        b"desc": tag(b"desc", struct.pack(">I", len(text)) + text + bytes(78)),
+        b"cprt": tag(b"text", text),
+        b"wtpt": tag(b"XYZ ", struct.pack(">3i", 63190, 65536, 54061)),
+        b"A2B0": tag(b"mft1", table),
+    }
+    offset, directory, body = 128 + 4 + 12 * len(tags), b"", b""
+    for name, data in tags.items():
+        directory += name + struct.pack(">II", offset + len(body), len(data))
+        body += data
+    size = offset + len(body)
+    white = struct.pack(">3i", 63190, 65536, 54061)
+    header = struct.pack(">I4sI4s4s4s", size, bytes(4), 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    header += bytes(12) + b"acsp" + bytes(28) + white
+    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + directory + body
+
+
 def test_cmyk_is_converted_plainly_or_by_its_profile() -> None:
     cmyk = Image.merge("CMYK", [Image.new("L", (16, 16), value) for value in (0, 255, 255, 0)])
     red = framed(encoded(cmyk, "JPEG", quality=100)).astype(int)
     np.testing.assert_allclose(red[8, 8], (255, 0, 0), atol=3)
     np.testing.assert_allclose(framed(encoded(cmyk, "TIFF")).astype(int)[8, 8], (255, 0, 0), atol=3)
+    profile = ink_profile()
+    for image_format in ("JPEG", "TIFF"):
+        settings = {"quality": 100} if image_format == "JPEG" else {}
+        pixels = framed(encoded(cmyk, image_format, icc_profile=profile, **settings)).astype(int)
+        np.testing.assert_allclose(pixels[8, 8], (119, 119, 119), atol=3)
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     with pytest.raises(ValueError, match="profile"):
         framed(encoded(cmyk, "TIFF", icc_profile=srgb))
