@@ -124,8 +124,14 @@ def read_record(path: str | Path) -> tuple[ModelConfig, DiffusionConfig, dict[st
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
-    """Write CPU tensors as safetensors, in the form that other programs expect of PyTorch weights."""
-    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    """Write CPU tensors as safetensors, in the form that other programs expect of PyTorch weights.
+
+    Raises OSError if that fails, as on a full disk.
+    """
+    try:
+        safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{file.name} could not be written: {error}") from error
     # The library keeps the file to its owner, but an evaluator may be another user.
     file.chmod(0o644)
 

@@ -13,12 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster.fault import Faults
 from cluster.lease import Lease
-from cluster.storage import DamagedError, commit_directory, complete_directories, remove_directory, verify
+from cluster.storage import (
+    DamagedError,
+    commit_directory,
+    complete_directories,
+    remove_directory,
+    remove_leftovers,
+    verify,
+)
 from eval.backlog import held_checkpoints
 from eval.results import checkpoint_step
 from models.ema import ExponentialMovingAverage
@@ -81,13 +89,24 @@ class CheckpointStore:
 
         Raises OSError, with nothing of the new checkpoint left and the old ones untouched.
         """
+        self._lease.check()
+        remove_leftovers(self._parent)  # of a writer that was killed; there is no other than this one
         try:
             directory = self._commit(captured)
         except OSError as error:
             _log.warning("checkpoint of step %d is tried again: %s", captured.step, error)
-            directory = self._commit(captured)
+            directory = self._commit_at_last(captured)
         self._apply_retention(self._config.checkpoint)
         return directory
+
+    def _commit_at_last(self, captured: Captured) -> Path:
+        try:
+            return self._commit(captured)
+        except OSError as error:
+            raise OSError(
+                f"the checkpoint of step {captured.step} could not be written, twice ({error}); the older ones in "
+                f"{self._parent} are untouched: mend it, and the same command goes on from the newest"
+            ) from error
 
     def _commit(self, captured: Captured) -> Path:
         state = {**self._provenance, "step": captured.step, "ema": captured.ema_progress}
@@ -116,21 +135,16 @@ class CheckpointStore:
         for directory in reversed(checkpoints):
             try:
                 verify(directory)
+                state, tensors = _read(directory)
             except DamagedError as error:
                 _log.error("checkpoint passed over: %s", error)
                 continue
-            return self._load(directory, engine, ema)
+            engine.load_state(tensors["model"], tensors["optimizer"])
+            ema.load_named_state(tensors["ema"], state["ema"]["num_updates"], state["ema"]["decay"])
+            return state["step"]
         if checkpoints:
             raise DamagedError(f"none of the {len(checkpoints)} checkpoints in {self._parent} verifies; see the log")
         return 0
-
-    def _load(self, directory: Path, engine: Engine, ema: ExponentialMovingAverage) -> int:
-        state = json.loads((directory / "state.json").read_text())
-        engine.load_state(load_file(directory / "model.safetensors"), load_file(directory / "optimizer.safetensors"))
-        ema.load_named_state(
-            load_file(directory / "ema.safetensors"), state["ema"]["num_updates"], state["ema"]["decay"]
-        )
-        return state["step"]
 
     def _apply_retention(self, keep: CheckpointConfig) -> None:
         """Never the newest `keep_last` (at least 2), nor the permanent ones, nor one an evaluation holds."""
@@ -139,6 +153,18 @@ class CheckpointStore:
             permanent = keep.keep_every_steps and step_of(directory) % keep.keep_every_steps == 0
             if not permanent and directory.name not in held:
                 remove_directory(directory)
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """state.json, and the tensors by file. Raises DamagedError for a file that is no safetensors, whatever its hash."""
+    state = json.loads((directory / "state.json").read_text())
+    tensors = {}
+    for name in ("model", "optimizer", "ema"):
+        try:
+            tensors[name] = load_file(directory / f"{name}.safetensors")
+        except SafetensorError as error:
+            raise DamagedError(f"{directory}: {name}.safetensors is not a safetensors file ({error})") from error
+    return state, tensors
 
 
 @dataclass(frozen=True)

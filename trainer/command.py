@@ -12,13 +12,14 @@ from typing import Literal, NamedTuple
 from jsonargparse import ArgumentError, ArgumentParser
 
 from cluster.fault import Faults, requested
-from cluster.launch import LaunchError, Resources, in_torchrun, launch_local, launch_ray
+from cluster.launch import LaunchError, Resources, in_torchrun, launch_local
 from cluster.progress import ProgressBar
+from cluster.ray_train import launch_ray
 from cluster.tracking import BackgroundUploader
 from trainer.config import Config, WorkersConfig, to_dict
 from trainer.presets import PRESETS
 from trainer.run import Plan, close_run, is_finished, open_run, plan, run_lease, summary
-from trainer.stop import signals_stop, stop_path
+from trainer.stop import request_checkpoint, signals_stop, stop_path
 from trainer.worker import train_worker
 
 _USER_ERROR, _FAILED, _INTERRUPTED = 2, 1, 130
@@ -99,7 +100,8 @@ def _run(planned: Plan, launcher: Literal["ray", "local"]) -> int:
         try:
             with ProgressBar(planned.directory), signals_stop(planned.directory):
                 if launcher == "ray":
-                    launch_ray(train_worker, planned.directory, f"attempt-{uuid.uuid4().hex[:8]}", resources)
+                    attempt = f"attempt-{uuid.uuid4().hex[:8]}"
+                    launch_ray(train_worker, planned.directory, attempt, resources, request_checkpoint)
                 else:
                     launch_local(train_worker, planned.directory, resources)
             stopped = stop_path(planned.directory).exists()
@@ -108,10 +110,17 @@ def _run(planned: Plan, launcher: Literal["ray", "local"]) -> int:
             _log.error("%s", error)
             print(f"error: the workers failed: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
         finally:
-            close_run(planned, status)
+            _close(planned, status)
     if status == "KILLED":
         print("stopped with a checkpoint; the same command goes on from it", flush=True)
     return exit_code
+
+
+def _close(planned: Plan, status: str) -> None:
+    try:
+        close_run(planned, status)
+    except OSError as error:
+        _log.warning("the run's end could not be noted: %s", error)  # a full disk; what ended it says more
 
 
 def _parser(preset: str) -> ArgumentParser:
