@@ -1,8 +1,9 @@
 """The way into a packed data set, wherever it lies."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.cache import FileCache, cache_folder
 from data_pipeline.dataset import DamagedDataError, Dataset, LocalFiles, ShardFiles
@@ -10,10 +11,19 @@ from data_pipeline.decoded import DecodedImages
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, load_manifest, parse_manifest
 from data_pipeline.remote import Fetcher, FetchSettings, RemoteFiles, is_remote
 
-__all__ = ["DEFAULT_CACHE_BYTES", "DamagedDataError", "Dataset", "FetchSettings", "open_dataset", "read_manifest"]
+__all__ = [
+    "DEFAULT_CACHE_BYTES",
+    "DamagedDataError",
+    "Dataset",
+    "FetchSettings",
+    "open_dataset",
+    "read_manifest",
+    "reading_options",
+]
 
 DEFAULT_CACHE_BYTES = 50 << 30
 DEFAULT_MEMORY_BYTES = 256 << 20
+_GIB = 1 << 30
 
 
 def open_dataset(
@@ -46,11 +56,28 @@ def open_dataset(
     return Dataset(manifest, files, DecodedImages(manifest.digest, shape) if fits else None)
 
 
-def read_manifest(path: str | Path, fetch: FetchSettings | None = None) -> Manifest:
-    """The manifest alone, of a local folder or a URL. Errors as open_dataset raises them."""
+def reading_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of open_dataset from a run's data settings: memory_gib, cache_folder, cache_gib and s3_endpoint_url.
+
+    A setting that is absent, as in the records of old runs, or an empty text, keeps its default.
+    """
+    defaults = {"memory_gib": DEFAULT_MEMORY_BYTES / _GIB, "cache_gib": DEFAULT_CACHE_BYTES / _GIB}
+    values = defaults | dict(settings)
+    return {
+        "memory_bytes": int(values["memory_gib"] * _GIB),
+        "cache_dir": values.get("cache_folder") or None,
+        "cache_bytes": int(values["cache_gib"] * _GIB),
+        "fetch": FetchSettings(endpoint_url=values.get("s3_endpoint_url") or None),
+    }
+
+
+def read_manifest(
+    path: str | Path, fetch: FetchSettings | None = None, cache_bytes: int = DEFAULT_CACHE_BYTES
+) -> Manifest:
+    """The manifest alone, of a local folder or a URL. Errors as open_dataset raises them for the same arguments."""
     if not is_remote(str(path)):
         return load_manifest(path)
-    return _fetch_manifest(Fetcher(str(path), fetch or FetchSettings()))
+    return _fetch_manifest(Fetcher(str(path), fetch or FetchSettings()), cache_bytes)
 
 
 def _open_files(
@@ -64,15 +91,17 @@ def _open_files(
         manifest = load_manifest(path)
         return manifest, LocalFiles(Path(path), manifest.shards)
     fetcher = Fetcher(path, settings, on_try)
-    manifest = _fetch_manifest(fetcher)
-    largest = max(manifest.shards, key=lambda shard: shard.bytes)
-    if largest.bytes > cache_bytes:
-        raise ValueError(
-            f"shard {largest.name} has {largest.bytes} bytes, more than the cache budget of {cache_bytes}; raise it"
-        )
-    cache = FileCache(Path(cache_dir) if cache_dir else cache_folder() / "shards", cache_bytes)
+    manifest = _fetch_manifest(fetcher, cache_bytes)
+    cache = FileCache(Path(cache_dir).expanduser() if cache_dir else cache_folder() / "shards", cache_bytes)
     return manifest, RemoteFiles(fetcher, cache, settings.num_threads)
 
 
-def _fetch_manifest(fetcher: Fetcher) -> Manifest:
-    return parse_manifest(fetcher.fetch_bytes(MANIFEST_NAME), f"{fetcher.shown_url}/{MANIFEST_NAME}")
+def _fetch_manifest(fetcher: Fetcher, cache_bytes: int) -> Manifest:
+    manifest = parse_manifest(fetcher.fetch_bytes(MANIFEST_NAME), f"{fetcher.shown_url}/{MANIFEST_NAME}")
+    largest = max(manifest.shards, key=lambda shard: shard.bytes)
+    if largest.bytes > cache_bytes:
+        raise ValueError(
+            f"shard {largest.name} has {largest.bytes} bytes, more than the cache budget of {cache_bytes}; raise it "
+            "(for a run: data.cache_gib)"
+        )
+    return manifest

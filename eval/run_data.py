@@ -4,14 +4,15 @@ from pathlib import Path
 
 from cluster.storage import read_json
 from data_pipeline.demo import resolve_path
-from data_pipeline.shards import Dataset, open_dataset
+from data_pipeline.shards import Dataset, open_dataset, reading_options
 
 
 def open_images(run_directory: Path) -> Dataset:
     """The run's data set. Raises ValueError if it is no longer the one the run was trained on."""
     run = read_json(run_directory / "run.json")
-    path = run["config"]["data"]["path"]
-    dataset = open_dataset(resolve_path(path))
+    settings = run["config"]["data"]
+    path = settings["path"]
+    dataset = open_dataset(resolve_path(path), **reading_options(settings))
     if dataset.manifest.digest != run["manifest_digest"]:
         raise ValueError(
             f"data set {path} has digest {dataset.manifest.digest[:12]}, the run was trained on one of digest "

@@ -21,8 +21,25 @@ class DataConfig:
     """Reading and decoding threads of each worker; they never change what is trained."""
     num_prefetch_batches: int = 4
     """Batches each worker keeps decoded ahead of the step."""
+    memory_gib: float = 0.25
+    """Data that fit into so much memory of a machine when decoded are decoded once, for all its workers; 0: never."""
+    cache_folder: str = ""
+    """Where each machine keeps shards fetched from http:// or s3://; empty: shards/ in $RAYDDPM_CACHE or ~/.cache."""
+    cache_gib: float = 50.0
+    """Room for fetched shards on each machine; the least recently used go. Should hold a machine's share of the data."""
+    s3_endpoint_url: str = ""
+    """Address of an S3-compatible service for s3:// paths; empty: $AWS_ENDPOINT_URL, or AWS itself."""
     ledger: bool = False
     """Record in ledger/ of the run what each worker was given at each step; see python -m data_pipeline audit."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_threads", "num_prefetch_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} {getattr(self, name)} must be at least 1")
+        if not (self.cache_gib > 0 and self.memory_gib >= 0):
+            raise ValueError(
+                f"data.cache_gib {self.cache_gib} must be above 0 and data.memory_gib {self.memory_gib} at least 0"
+            )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from cluster.storage import read_json, write_json_atomic
 from cluster.tracking import default_tracking_uri
 from data_pipeline.demo import resolve_path
 from data_pipeline.manifest import Manifest
-from data_pipeline.shards import read_manifest
+from data_pipeline.shards import read_manifest, reading_options
 from models.config import build_model
 from trainer.config import Config, digest, flatten, semantics, to_dict
 
@@ -55,7 +55,7 @@ def summary(config: Config) -> dict[str, Any]:
     config = _absolute(config)
     dataset: dict[str, Any] = {"path": config.data.path, "found": False}
     try:
-        manifest = read_manifest(resolve_path(config.data.path))
+        manifest = _read_manifest(config)
     except (FileNotFoundError, NotADirectoryError) as error:
         dataset["problem"] = str(error)
     else:
@@ -74,7 +74,7 @@ def plan(config: Config, preset: str) -> Plan:
     """Check `config` against the machine and the data. Raises ValueError or FileNotFoundError with one helpful line."""
     requested()
     config = _absolute(config)
-    manifest = read_manifest(resolve_path(config.data.path))
+    manifest = _read_manifest(config)
     _check_data(config, manifest)
     if config.workers.use_gpu and not _may_have_gpu():
         _log.warning("no GPU on this machine: the workers use its CPU")
@@ -181,6 +181,11 @@ def _refuse_changes(plan: Plan, previous: dict[str, Any]) -> None:
             f"{plan.directory} holds another run ({'; '.join(changed)}): "
             "give this one another --run.name, or the values it had"
         )
+
+
+def _read_manifest(config: Config) -> Manifest:
+    options = reading_options(asdict(config.data))
+    return read_manifest(resolve_path(config.data.path), options["fetch"], options["cache_bytes"])
 
 
 def _check_data(config: Config, manifest: Manifest) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from data_pipeline.demo import resolve_path
 from data_pipeline.ledger import next_attempt, recorded
 from data_pipeline.loader import Batch, BatchStream
 from data_pipeline.order import SampleOrder
-from data_pipeline.shards import open_dataset
+from data_pipeline.shards import open_dataset, reading_options
 from models.config import build_model
 from models.diffusion import GaussianDiffusion
 from trainer.checkpoint import CheckpointStore
@@ -99,7 +100,8 @@ def _train(worker: Worker, directory: Path, run: dict[str, Any]) -> None:
 def open_data(config: Config, manifest_digest: str, faults: Faults) -> tuple[Dataset, SampleOrder]:
     """The data set and the order of its samples. Raises ValueError if the data are not those the run began with."""
     path = resolve_path(config.data.path)
-    dataset = open_dataset(path, expected_digest=manifest_digest, on_try=faults.at("fetch"))
+    options = reading_options(asdict(config.data))
+    dataset = open_dataset(path, expected_digest=manifest_digest, on_try=faults.at("fetch"), **options)
     manifest = dataset.manifest
     seed, global_batch_size = config.train.seed, config.train.global_batch_size
     return dataset, SampleOrder(manifest.shard_sizes, seed, global_batch_size, manifest.digest)
