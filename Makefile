@@ -43,11 +43,12 @@ format: install
 
 # Peers to measure against, without their dependencies: their version bounds exclude ours.
 PEERS := mosaicml-streaming litdata lightning-utilities xxhash zstd python-snappy cramjam brotli catalogue \
-	transformers tokenizers typer opencv-python-headless
+	transformers tokenizers typer opencv-python-headless torch-fidelity pytorch-fid
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(PEERS)
 	PYTHONPATH=. $(BIN)/python benchmarks/data_streams.py
 	PYTHONPATH=. $(BIN)/python benchmarks/data_packing.py
+	PYTHONPATH=. $(BIN)/python benchmarks/evaluation.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

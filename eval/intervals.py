@@ -70,8 +70,10 @@ def frechet_resampler(features: np.ndarray, reference: FeatureStatistics) -> Cal
         # sqrt(count) copies of an image weigh in its outer product as `count` images would.
         centred = projected[drawn] - weights @ projected / total
         scaled = centred * (weights[drawn].sqrt() / (total - 1).sqrt())[:, None]
-        inner = scaled @ scaled.T if len(scaled) < scaled.shape[1] else scaled.T @ scaled
-        root = torch.linalg.eigvalsh(inner).clamp(min=0).sqrt().sum()
+        few = len(scaled) < scaled.shape[1]
+        eigenvalues = torch.linalg.eigvalsh(scaled @ scaled.T if few else scaled.T @ scaled)
+        # Centred rows add up to nothing, so the smallest of their Gram matrix is a rounding error: no root of it.
+        root = eigenvalues[1 if few else 0 :].clamp(min=0).sqrt().sum()
         return float(shift.square().sum() + trace + reference_trace - 2 * root)
 
     return distance

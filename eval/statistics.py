@@ -89,14 +89,19 @@ class FeatureStatistics:
 
 
 def covariance_factor(covariance: np.ndarray) -> np.ndarray:
-    """A (D, r) float64 with A A^T = covariance (D, D), r its numerical rank.
+    """A (D, r) float64 with A A^T = covariance (D, D): its Cholesky factor, r = D, or for a singular one r its rank.
 
-    Directions whose variance is below the rounding error of the largest are dropped: they hold no information, and
-    the square roots taken later would blow their rounding errors up (1e-16 becomes 1e-8).
+    In a singular covariance, directions whose variance is below the rounding error of the largest are dropped: they
+    hold no information, and the square roots taken later would blow their rounding errors up (1e-16 becomes 1e-8).
     """
-    eigenvalues, eigenvectors = torch.linalg.eigh(torch.from_numpy(_symmetric(covariance)))
-    threshold = eigenvalues[-1].clamp(min=0) * len(eigenvalues) * torch.finfo(torch.float64).eps
-    kept = eigenvalues > threshold
+    symmetric = torch.from_numpy(_symmetric(covariance))
+    rounding = len(symmetric) * torch.finfo(torch.float64).eps
+    lower, failed = torch.linalg.cholesky_ex(symmetric)
+    # A twentieth of the time of eigenvectors; the trace is no less than the largest eigenvalue.
+    if not failed and lower.diagonal().square().min() > rounding * symmetric.trace():
+        return lower.numpy()
+    eigenvalues, eigenvectors = torch.linalg.eigh(symmetric)
+    kept = eigenvalues > eigenvalues[-1].clamp(min=0) * rounding
     return (eigenvectors[:, kept] * eigenvalues[kept].sqrt()).numpy()
 
 

@@ -116,16 +116,26 @@ def test_the_distance_to_itself_is_zero_up_to_rounding(num_images):
     assert 0 <= statistics_distance(statistics, statistics) <= 1e-6 * np.trace(statistics.covariance)
 
 
+def test_a_constant_feature_among_many_is_no_matter():
+    """As in Inception, where some features hardly ever fire: the covariance is singular though images are many."""
+    one, other = features(500, 20, 5), features(500, 20, 6, offset=0.2)
+    expected = scipy_distance(one, other)
+    padded = [np.concatenate([side, np.zeros((500, 3))], axis=1) for side in (one, other)]
+    distance = statistics_distance(*(FeatureStatistics.of(side) for side in padded))
+    assert distance == pytest.approx(expected, rel=1e-9)
+
+
 def test_constant_features_give_the_distance_of_the_means():
     one = FeatureStatistics.of(np.ones((10, 3)))
     other = FeatureStatistics.of(np.ones((10, 3)) * [1, 1, 3])
     assert statistics_distance(one, other) == pytest.approx(4.0, abs=1e-12)
 
 
-def test_a_factor_times_itself_is_the_covariance():
-    covariance = FeatureStatistics.of(features(10, 30, 4)).covariance
+@pytest.mark.parametrize(("num_images", "rank"), [(10, 9), (31, 30), (500, 30)])
+def test_a_factor_times_itself_is_the_covariance(num_images, rank):
+    covariance = FeatureStatistics.of(features(num_images, 30, 4)).covariance
     factor = covariance_factor(covariance)
-    assert factor.shape == (30, 9)
+    assert factor.shape == (30, rank)
     np.testing.assert_allclose(factor @ factor.T, covariance, atol=1e-10 * np.trace(covariance))
 
 
