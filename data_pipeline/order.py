@@ -34,19 +34,26 @@ class _EpochLine:
 class SampleOrder:
     """The order of one run. All methods are pure; the object only remembers tables that it could compute again."""
 
-    def __init__(self, shard_sizes: Sequence[int], seed: int, global_batch_size: int, digest: str) -> None:
+    def __init__(
+        self, shard_sizes: Sequence[int], seed: int, global_batch_size: int, digest: str, slice_images: int = 1
+    ) -> None:
         """shard_sizes: samples in each shard, in the manifest's order; sample indices count through them in this order.
 
         seed: any integer, 0 included. global_batch_size: G, images a step over all workers. digest: the manifest's.
-        Raises ValueError for an empty set, an empty shard, or a batch size below one.
+        slice_images: a batch is handed out in slices of so many images, for those who treat slices as units; it does
+        not change the order. Raises ValueError for an empty set, an empty shard, a batch size below one, or a batch
+        that slices do not divide.
         """
         sizes = np.array(shard_sizes, dtype=np.int64)
         if sizes.ndim != 1 or sizes.size == 0 or sizes.min() < 1:
             raise ValueError(f"shard_sizes must be a non-empty list of numbers >= 1, got {list(shard_sizes)[:8]}")
         if global_batch_size < 1:
             raise ValueError(f"global_batch_size must be at least 1, got {global_batch_size}")
+        if slice_images < 1 or global_batch_size % slice_images:
+            raise ValueError(f"slice_images must divide global_batch_size {global_batch_size}, got {slice_images}")
         self.seed = int(seed)
         self.global_batch_size = int(global_batch_size)
+        self.slice_images = int(slice_images)
         self.digest = digest
         self.num_samples = int(sizes.sum())
         self.num_lanes = _largest_divisor_up_to(self.global_batch_size, self.num_samples)
@@ -57,10 +64,10 @@ class SampleOrder:
         self._cached_line = lru_cache(maxsize=num_cached)(self._line)
 
     def counters(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """The draws that `rank` of `world_size` makes in `step`: (b,) int64, b differs by at most one between ranks.
+        """The draws that `rank` of `world_size` makes in `step`: (b,) int64; ranks' b differ by at most one slice.
 
         Joined over the ranks in order, this is the same sequence for every world size.
-        Raises ValueError if the step or rank is out of range or there are more workers than images in a batch.
+        Raises ValueError if the step or rank is out of range or there are more workers than slices in a batch.
         """
         begin, end = self._slots(rank, world_size)
         if not 0 <= step <= MAX_COUNTER // self.global_batch_size - 1:
@@ -97,15 +104,16 @@ class SampleOrder:
         return line.shard_at[low:high]
 
     def _slots(self, rank: int, world_size: int) -> tuple[int, int]:
-        size = self.global_batch_size
-        if not 1 <= world_size <= size:
+        num_slices = self.global_batch_size // self.slice_images
+        if not 1 <= world_size <= num_slices:
             raise ValueError(
-                f"world_size must lie in [1, {size}], got {world_size}: each worker needs an image a step; "
-                "use fewer workers or a larger global_batch_size"
+                f"world_size must lie in [1, {num_slices}], got {world_size}: each worker needs {self.slice_images} "
+                "image(s) a step; use fewer workers or a larger global_batch_size"
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in [0, {world_size - 1}], got {rank}")
-        return rank * size // world_size, (rank + 1) * size // world_size
+        begin, end = rank * num_slices // world_size, (rank + 1) * num_slices // world_size
+        return begin * self.slice_images, end * self.slice_images
 
     def _places(self, counters: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """Place in the epoch's line of each draw: its lane's run, shuffled."""

@@ -52,6 +52,23 @@ def test_the_ranks_of_any_world_share_out_the_same_steps(
 
 
 @settings(deadline=None, max_examples=30)
+@given(shard_sizes, st.integers(1, 6), st.integers(1, 9), st.integers(0, 10**9))
+def test_slices_of_a_batch_stay_on_one_worker_and_change_nothing_else(
+    sizes: list[int], slice_images: int, num_slices: int, step: int
+) -> None:
+    batch = slice_images * num_slices
+    whole = SampleOrder(sizes, 7, batch, "digest").counters(step)
+    order = SampleOrder(sizes, 7, batch, "digest", slice_images)
+    for world_size in (w for w in WORLDS if w <= num_slices):
+        parts = [order.counters(step, rank, world_size) for rank in range(world_size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+        assert all(len(part) and len(part) % slice_images == 0 for part in parts)
+        assert max(map(len, parts)) - min(map(len, parts)) <= slice_images
+    with pytest.raises(ValueError, match=f"world_size must lie in .1, {num_slices}., got {num_slices + 1}"):
+        order.counters(step, 0, num_slices + 1)
+
+
+@settings(deadline=None, max_examples=30)
 @given(shard_sizes, batches, st.integers(1, 30), st.sampled_from(WORLDS), st.sampled_from(WORLDS))
 def test_a_run_resumed_in_another_world_continues_the_same_sequence(
     sizes: list[int], batch: int, resume_at: int, before: int, after: int

@@ -73,6 +73,11 @@ def test_no_arguments_mean_the_demo() -> None:
         (["--run.name", "a/b"], "a/b"),
         (["--model.image_size", "16", "--model.attention_resolutions", "[8]"], "--model.image_size 8"),
         (["--optim.clip_scope", "slice", "--optim.clip_slice_images", "7"], "clip_slice_images 7"),
+        (
+            ["--optim.clip_scope", "slice", "--optim.clip_slice_images", "32", "--workers.num_workers", "3"],
+            "workers.num_workers 3 is more than the 2 clipping slices",
+        ),
+        (["--workers.min_workers", "9"], "workers.min_workers 9"),
         (["--ema.decay", "1.5"], "1.5"),
         (["stray"], "stray"),
     ],

@@ -43,18 +43,19 @@ def random_batch(size: int, step: int = 0) -> Batch:
     return Batch(step, torch.arange(step * size, (step + 1) * size), images)
 
 
-@pytest.mark.parametrize("variant", [(2, 0), (3, 0), (1, 5), (2, 2)], ids=str)
+@pytest.mark.parametrize("variant", [(2, 0), (3, 0), (1, 5), (2, 2), (3, 2)], ids=str)
 def test_losses_and_weights_do_not_depend_on_workers_and_passes(
     data: Path, tmp_path: Path, variant: tuple[int, int]
 ) -> None:
     """Float64, so that only the order of sums differs: a wrong weight, sample or draw would show at once."""
     num_workers, images_per_pass = variant
-    train = {"precision": "fp64", "global_batch_size": 13, "num_steps": 5}
+    train = {"precision": "fp64", "global_batch_size": 13, "num_steps": 50}
     one = train_locally(tiny_config(data, tmp_path, "one", train=train)).directory
     changed = tiny_config(
         data,
         tmp_path,
         "other",
+        checkpoint={"every_steps": 50},
         train=train | {"max_images_per_pass": images_per_pass},
         workers={"num_workers": num_workers},
     )

@@ -8,10 +8,14 @@ from tests.zero_support import Job, job_config, results, run_jobs, state
 from trainer.config import semantics
 
 STAGES = ("zero1", "zero2", "zero3")
+STRATEGIES = ("ddp", *STAGES)
+WORLDS = (1, 2, 3)
+NUM_STEPS = 50
 # Attention adds the key bias to all logits of a row alike: its true gradient is 0, and Adam turns the rounding noise
 # that is left of it into steps of full size.
 NO_GRADIENT = ("key.bias",)
-PASSES = {"max_images_per_pass": 6}  # 7 images on the first of two workers, 6 on the second: two passes against one
+# 13 images: in one pass, or in parts of 4, of which the workers need different numbers.
+PASSES = {"": {}, "-passes": {"max_images_per_pass": 4}}
 SLICES = {"clip_scope": "slice", "clip_slice_images": 3, "max_grad_norm": 0.5, "warmup_steps": 0, "learning_rate": 2e-4}
 SLICED_TRAIN = {"global_batch_size": 12, "max_images_per_pass": 2}
 DROPOUT = {"dropout": 0.1}
@@ -25,9 +29,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_jobs(
         folder,
         2,
-        *(Job(stage, job_config(stage)) for stage in STAGES),
-        *(Job(f"{stage}-passes", job_config(stage, train=PASSES)) for stage in STAGES),
-        *(Job(f"{stage}-slices", job_config(stage, optim=SLICES, train=SLICED_TRAIN), stop=6) for stage in STAGES),
+        *same_run_jobs(2),
         *(Job(f"{stage}-poisoned", job_config(stage), stop=3, poisoned_rank=1) for stage in STAGES),
         Job("zero3-recomputed", job_config("zero3", model={"gradient_checkpointing": True}), stop=6),
         Job("zero3-unclipped", job_config("zero3", optim={"max_grad_norm": 0.0}), stop=4),
@@ -37,17 +39,28 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Job("twice-b", dropout, stop=6),
         Job("chain-ddp-2", job_config("ddp"), stop=7),
     )
-    run_jobs(folder, 3, Job("chain-zero3-3", job_config("zero3"), 7, 14, resume_from="chain-ddp-2"))
+    run_jobs(folder, 3, *same_run_jobs(3), Job("chain-zero3-3", job_config("zero3"), 7, 14, resume_from="chain-ddp-2"))
     run_jobs(
         folder,
         1,
-        Job("chain-zero1-1", job_config("zero1"), 14, 20, resume_from="chain-zero3-3"),
-        Job("plain", job_config("ddp")),
-        Job("plain-slices", job_config("ddp", optim=SLICES, train=SLICED_TRAIN), stop=6),
+        *same_run_jobs(1),
+        Job("chain-zero1-1", job_config("zero1"), 14, NUM_STEPS, resume_from="chain-zero3-3"),
         Job("plain-unclipped", job_config("ddp", optim={"max_grad_norm": 0.0}), stop=4),
         Job("plain-bf16", job_config("ddp", train={"precision": "bf16"}), stop=6),
     )
     return folder
+
+
+def same_run_jobs(world_size: int) -> list[Job]:
+    """Every engine on so many workers, with and without accumulation, and clipping slices."""
+    sliced = {"optim": SLICES, "train": SLICED_TRAIN}
+    whole = [
+        Job(f"{strategy}-{world_size}{variant}", job_config(strategy, train=passes), stop=NUM_STEPS)
+        for strategy in STRATEGIES
+        for variant, passes in PASSES.items()
+    ]
+    slices = [Job(f"{strategy}-{world_size}-slices", job_config(strategy, **sliced), stop=6) for strategy in STRATEGIES]
+    return whole + slices
 
 
 def assert_same_states(folder: Path, expected: str, found: str) -> None:
@@ -66,36 +79,42 @@ def assert_equal_states(folder: Path, one: str, other: str) -> None:
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("variant", ["", "-passes"])
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_workers_of_any_stage_train_as_one_plain_worker(ran: Path, stage: str, variant: str) -> None:
-    plain, found = results(ran, "plain"), results(ran, stage + variant)
+@pytest.mark.parametrize("variant", PASSES)
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_any_engine_on_any_number_of_workers_trains_the_same_run(
+    ran: Path, strategy: str, world_size: int, variant: str
+) -> None:
+    plain, found = results(ran, "ddp-1"), results(ran, f"{strategy}-{world_size}{variant}")
+    assert len(found["losses"]) == NUM_STEPS
     assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
     assert found["norms"] == pytest.approx(plain["norms"], rel=1e-4)
-    assert_same_states(ran, "plain", stage + variant)
+    assert_same_states(ran, "ddp-1", f"{strategy}-{world_size}{variant}")
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_slices_are_clipped_as_on_one_plain_worker(ran: Path, stage: str) -> None:
-    plain, found = results(ran, "plain-slices"), results(ran, f"{stage}-slices")
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_slices_are_clipped_alike_on_any_number_of_workers(ran: Path, strategy: str, world_size: int) -> None:
+    """Four slices: two workers have two each, three workers two, one and one."""
+    plain, found = results(ran, "ddp-1-slices"), results(ran, f"{strategy}-{world_size}-slices")
     assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
     assert found["norms"] == pytest.approx(plain["norms"], rel=1e-4)
     assert all(norm <= SLICES["max_grad_norm"] for norm in found["norms"])
-    assert_same_states(ran, "plain-slices", f"{stage}-slices")
+    assert_same_states(ran, "ddp-1-slices", f"{strategy}-{world_size}-slices")
 
 
 def test_a_run_goes_on_with_another_engine_on_another_number_of_workers(ran: Path) -> None:
     chain = [
         loss for name in ("chain-ddp-2", "chain-zero3-3", "chain-zero1-1") for loss in results(ran, name)["losses"]
     ]
-    assert chain == pytest.approx(results(ran, "plain")["losses"], rel=1e-5)
-    assert_same_states(ran, "plain", "chain-zero1-1")
+    assert chain == pytest.approx(results(ran, "ddp-1")["losses"], rel=1e-5)
+    assert_same_states(ran, "ddp-1", "chain-zero1-1")
 
 
 def test_the_same_engine_and_workers_twice_are_equal_to_the_bit_with_dropout(ran: Path) -> None:
     first, second = results(ran, "twice-a"), results(ran, "twice-b")
     assert first == second
-    assert first["losses"] != results(ran, "plain")["losses"][:6]
+    assert first["losses"] != results(ran, "zero3-2")["losses"][:6]
     assert_equal_states(ran, "twice-a", "twice-b")
 
 
@@ -118,14 +137,14 @@ def test_the_average_held_in_parts_equals_the_ordinary_one(ran: Path) -> None:
 
 
 def test_stage_3_leaves_large_weights_in_parts_and_the_others_whole(ran: Path) -> None:
-    weights = state(ran, "plain", "model").values()
-    assert results(ran, "plain")["num_elements_held"] == sum(w.numel() for w in weights)
-    assert results(ran, "zero2")["num_elements_held"] == sum(w.numel() for w in weights)
-    assert results(ran, "zero3")["num_elements_held"] == sum(w.numel() for w in weights if w.numel() <= 2000)
+    weights = state(ran, "ddp-1", "model").values()
+    assert results(ran, "ddp-1")["num_elements_held"] == sum(w.numel() for w in weights)
+    assert results(ran, "zero2-2")["num_elements_held"] == sum(w.numel() for w in weights)
+    assert results(ran, "zero3-2")["num_elements_held"] == sum(w.numel() for w in weights if w.numel() <= 2000)
 
 
 def test_stage_3_recomputes_activations(ran: Path) -> None:
-    assert results(ran, "zero3-recomputed")["losses"] == pytest.approx(results(ran, "zero3")["losses"][:6], rel=1e-6)
+    assert results(ran, "zero3-recomputed")["losses"] == pytest.approx(results(ran, "zero3-2")["losses"][:6], rel=1e-6)
 
 
 def test_clipping_can_be_switched_off(ran: Path) -> None:
@@ -136,7 +155,7 @@ def test_clipping_can_be_switched_off(ran: Path) -> None:
 
 
 def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(ran: Path) -> None:
-    exact, rounded = results(ran, "zero3")["losses"][:6], results(ran, "zero3-bf16")["losses"]
+    exact, rounded = results(ran, "zero3-2")["losses"][:6], results(ran, "zero3-bf16")["losses"]
     assert rounded == pytest.approx(results(ran, "plain-bf16")["losses"], rel=2e-3)
     assert rounded[0] != pytest.approx(exact[0], rel=1e-5)
     assert rounded == pytest.approx(exact, rel=2e-2)

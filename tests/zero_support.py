@@ -50,7 +50,7 @@ def job_config(strategy: str, **sections: dict[str, Any]) -> Config:
     defaults = {
         "train": {"global_batch_size": 13, "num_steps": 100},
         "optim": {"warmup_steps": 0, "learning_rate": 2e-4},
-        "ema": {"decay": 0.99, "warmup": False},
+        "ema": {"decay": 0.9999, "warmup": False},
     }
     model = dataclasses.replace(MODEL, **sections.pop("model", {}))
     merged = {name: defaults.get(name, {}) | sections.get(name, {}) for name in defaults | sections}
@@ -116,13 +116,14 @@ def _engine_for(job: Job, worker: Worker) -> Engine:
     return make_engine(model, objective, config, worker)
 
 
-def _batch(step: int, worker: Worker, size: int) -> Batch:
-    """This worker's share of `size` images that depend on the step alone."""
+def _batch(step: int, worker: Worker, config: Config) -> Batch:
+    """This worker's slices of a global batch of images that depend on the step alone."""
+    size = config.train.global_batch_size
     generator = torch.Generator().manual_seed(step)
     images = torch.randint(0, 256, (size, 1, 8, 8), dtype=torch.uint8, generator=generator)
     counters = torch.arange(step * size, (step + 1) * size)
-    parts = (t.tensor_split(worker.world_size)[worker.rank] for t in (counters, images))
-    return Batch(step, *parts)
+    own = torch.arange(size).view(-1, config.slice_images).tensor_split(worker.world_size)[worker.rank].flatten()
+    return Batch(step, counters[own], images[own])
 
 
 def _run(worker: Worker, folder: Path, job: Job) -> None:
@@ -139,7 +140,7 @@ def _run(worker: Worker, folder: Path, job: Job) -> None:
         if job.poisoned_rank >= 0 and step == job.stop - 1:
             _save(worker, folder, f"{job.name}-before", engine, ema)
         try:
-            result = engine.step(_batch(step, worker, job.config.train.global_batch_size))
+            result = engine.step(_batch(step, worker, job.config))
         except NonFiniteError as error:
             found["error"] = str(error)
             break

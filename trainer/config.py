@@ -212,13 +212,17 @@ class Config:
                 f"optim.clip_slice_images {self.optim.clip_slice_images} must divide train.global_batch_size "
                 f"{self.train.global_batch_size}"
             )
-        if self.optim.clip_scope == "slice":
-            num_slices = self.train.global_batch_size // self.optim.clip_slice_images
-            if num_slices % self.workers.num_workers:
-                raise ValueError(
-                    f"workers.num_workers {self.workers.num_workers} must divide the {num_slices} clipping slices of a "
-                    "batch (train.global_batch_size / optim.clip_slice_images), or optim.clip_scope be global"
-                )
+        if self.workers.num_workers * self.slice_images > self.train.global_batch_size:
+            raise ValueError(
+                f"workers.num_workers {self.workers.num_workers} is more than the "
+                f"{self.train.global_batch_size // self.slice_images} clipping slices of a batch "
+                "(train.global_batch_size / optim.clip_slice_images): use fewer workers, or optim.clip_scope global"
+            )
+
+    @property
+    def slice_images(self) -> int:
+        """Images that stay together on one worker."""
+        return self.optim.clip_slice_images if self.optim.clip_scope == "slice" else 1
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:

@@ -104,7 +104,7 @@ def open_data(config: Config, manifest_digest: str, faults: Faults) -> tuple[Dat
     dataset = open_dataset(path, expected_digest=manifest_digest, on_try=faults.at("fetch"), **options)
     manifest = dataset.manifest
     seed, global_batch_size = config.train.seed, config.train.global_batch_size
-    return dataset, SampleOrder(manifest.shard_sizes, seed, global_batch_size, manifest.digest)
+    return dataset, SampleOrder(manifest.shard_sizes, seed, global_batch_size, manifest.digest, config.slice_images)
 
 
 def open_stream(config: Config, worker: Worker, dataset: Dataset, order: SampleOrder, start_step: int) -> BatchStream:

@@ -119,17 +119,21 @@ class ZeroEngine(BaseEngine):
         num_slices = self._config.train.global_batch_size // optim.clip_slice_images
         total = [torch.zeros(shape, device=self._worker.device) for shape in self._shapes.values()]
         losses = []
+        slices = [(*part, 1 / optim.clip_slice_images) for part in self._slices(images, counters)]
+        # Every pass is a collective at stage 3, so all workers need as many as the busiest; theirs counts nothing.
+        most_slices = math.ceil(num_slices / self._worker.world_size)
+        slices += [(*slices[0][:2], 0.0)] * (most_slices - len(slices))
         with self._engine.coalesce_grad_reduction():
-            for some_images, some_counters in self._slices(images, counters):
+            for some_images, some_counters, weight in slices:
                 for part in self._passes(some_images, some_counters):
-                    losses.append(self._pass(*part, 1 / len(some_images)))
+                    losses.append(self._pass(*part, weight))
                 nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
                 # Their sizes are those of the whole weights at stage 3 too, where the weights are parts by now.
                 gradients = [p.grad for p in parameters if p.grad is not None]
                 torch._foreach_add_(total, gradients, alpha=self._worker.world_size / num_slices)
                 torch._foreach_zero_(gradients)
             torch._foreach_copy_(gradients, total)
-        return torch.cat(losses)
+        return torch.cat(losses)[: len(images)]
 
     def _pass(self, images: Tensor, counters: Tensor, weight: float) -> Tensor:
         """Backward of weight times the summed loss. Returns the losses, detached."""
