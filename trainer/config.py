@@ -26,7 +26,7 @@ class DataConfig:
     cache_folder: str = ""
     """Where each machine keeps shards fetched from http:// or s3://; empty: shards/ in $RAYDDPM_CACHE or ~/.cache."""
     cache_gib: float = 50.0
-    """Room for fetched shards on each machine; the least recently used go. Should hold a machine's share of the data."""
+    """Room for fetched shards on each machine; the least recently used go. Have room for a machine's share."""
     s3_endpoint_url: str = ""
     """Address of an S3-compatible service for s3:// paths; empty: $AWS_ENDPOINT_URL, or AWS itself."""
     ledger: bool = False
