@@ -83,11 +83,13 @@ class Faults:
 
     def __call__(self, point: str, step: int | None = None) -> bool:
         """True if the losses are to become NaN. Raises OSError if that is the fault, and may not return at all."""
-        due = [fault for fault in self._faults if self._is_due(fault, point, step)]
-        for fault in due:
-            _log.warning("fault on purpose, rank %s, step %s: %s", self._rank, step, fault.text)
-            _act(fault)
-        return any(fault.action == "nan" for fault in due)
+        poisoned = False
+        for fault in self._faults:
+            if self._is_due(fault, point, step):
+                _log.warning("fault on purpose, rank %s, step %s: %s", self._rank, step, fault.text)
+                _act(fault)
+                poisoned |= fault.action == "nan"
+        return poisoned
 
     def at(self, area: str, step: int | None = None) -> Callable[[str], None]:
         """A function to call with the second half of a point's name."""

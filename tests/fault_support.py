@@ -41,10 +41,19 @@ class Ended:
 class Running:
     """`python trainer/main.py ARGUMENTS` in a process of its own, already started."""
 
-    def __init__(self, folder: Path, arguments: list[str], environment: dict[str, str]):
+    def __init__(
+        self,
+        folder: Path,
+        arguments: list[str],
+        environment: dict[str, str],
+        prepare: Callable[[], object] | None = None,
+    ):
+        """folder: where its output is kept. prepare: called in the process first."""
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / f"log-{time.monotonic_ns()}.txt"
-        self.process: BaseProcess = _CONTEXT.Process(target=_door, args=(arguments, environment, str(self._log)))
+        self.process: BaseProcess = _CONTEXT.Process(
+            target=_door, args=(arguments, environment, str(self._log), prepare)
+        )
         self.process.start()
 
     @property
@@ -96,13 +105,15 @@ def checkpoint_names(directory: Path) -> list[str]:
     return [path.name[:13] for path in complete_directories(directory / "checkpoints")]
 
 
-def _door(arguments: list[str], environment: dict[str, str], log: str) -> None:
+def _door(arguments: list[str], environment: dict[str, str], log: str, prepare: Callable[[], object] | None) -> None:
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    if prepare is not None:
+        prepare()
     code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()

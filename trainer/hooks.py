@@ -1,4 +1,4 @@
-"""What happens besides training: metrics every so many steps, checkpoints every so many steps."""
+"""What happens besides training: metrics and checkpoints every so many steps, and an end when the run is another's."""
 
 import resource
 import time
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster.launch import Worker
+from cluster.lease import Lease
 from cluster.spool import Spool
 from data_pipeline.loader import Batch, BatchStream
 from models.ema import ExponentialMovingAverage
@@ -82,6 +83,23 @@ class MetricsHook:
         }
         self._started, self._waited = now, waited
         return values
+
+
+class LeaseHook:
+    """Ends rank 0 once another process has taken the run over, as after a machine slept: it must write no more.
+
+    Before each commit the lease is checked again; this hook is for what is not committed, such as metrics.
+    """
+
+    def __init__(self, lease: Lease, worker: Worker, every_seconds: float = 1.0):
+        self._lease, self._rank, self._every_seconds = lease, worker.rank, every_seconds
+        self._checked = time.monotonic()
+
+    def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
+        now = time.monotonic()
+        if self._rank == 0 and now - self._checked > self._every_seconds:
+            self._checked = now
+            self._lease.check()
 
 
 class CheckpointHook:

@@ -27,7 +27,7 @@ from trainer.checkpoint import CheckpointStore
 from trainer.config import Config, from_dict
 from trainer.drill import DrillHook, drilled, drilled_stream
 from trainer.engines import NonFiniteError, make_engine
-from trainer.hooks import CheckpointHook, MetricsHook
+from trainer.hooks import CheckpointHook, LeaseHook, MetricsHook
 from trainer.loop import Hook, train
 from trainer.objective import Objective
 from trainer.run import LEASE_STALE_SECONDS
@@ -79,6 +79,7 @@ def _train(worker: Worker, directory: Path, run: dict[str, Any]) -> None:
     hooks: list[Hook] = [
         watchdog,
         *((DrillHook(faults),) if faults else ()),
+        LeaseHook(lease, worker),
         MetricsHook(config, worker, objective, engine, ema, stream, spool),
         checkpoints,
         StopHook(directory, worker, partial(checkpoints.save, wait=True)),
