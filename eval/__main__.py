@@ -156,6 +156,7 @@ def register(
         name: registered model to which a version is added
         alias: alias that points to it from now on; give the option again for each further one
     """
+    from cluster.storage import read_json
     from eval.registry import best_result
     from eval.registry import register as register_result
 
@@ -163,6 +164,8 @@ def register(
     best = best_result(run_directory.resolve(), protocol)
     uri = register_result(run_directory.resolve(), best, name, alias)
     print(f"{uri} is step {best['step']}, {best['protocol']['name']} = {best['value']:.4g}")
+    registry = read_json(run_directory / "run.json")["tracking_uri"]
+    print(f"python -m models sample models:/{name}@{alias[0]} --tracking-uri {registry}")
 
 
 def fetch_weights(folder: Path | None = None, url: str = INCEPTION_URL) -> None:

@@ -6,6 +6,7 @@ it was and, since blocks are combined in the order of their ids, ends at the sam
 
 import os
 import uuid
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from data_pipeline.shards import Dataset
 from eval.features import FeatureExtractor, build_extractor
 from eval.protocol import Protocol
 from eval.run_data import open_images
-from eval.sampling import bits_per_dim, sample_images
+from eval.sampling import bits_per_dim, load_network, sample_images
 from eval.settings import EvaluationSettings
-from models.snapshot import Snapshot, load_snapshot
+from models.snapshot import Snapshot
 
 NUM_PREVIEW_IMAGES = 64
 """The first images of every evaluation are kept for its grid."""
@@ -39,7 +40,7 @@ class BlockWorker:
 
     @cached_property
     def _snapshot(self) -> Snapshot:
-        return load_snapshot(self._checkpoint, self._settings.torch_device())
+        return load_network(self._checkpoint, self._protocol, self._settings.torch_device())
 
     @cached_property
     def _extractor(self) -> FeatureExtractor:
@@ -52,29 +53,34 @@ class BlockWorker:
             raise ValueError(f"{self._protocol.name} scores more images than the {len(images)} of the data set")
         return images
 
-    def run(self, block: int) -> int:
-        """Work out one block; returns the number of images. A block that is there already is left alone."""
+    def run(self, block: int, beat: Callable[[], None] = lambda: None) -> int:
+        """Work out one block; returns the number of images. A block that is there already is left alone.
+
+        beat: called after every step of sampling; what it raises ends the block.
+        """
         size = self._settings.block_images
         first = block * size
         count = min(size, self._protocol.num_samples - first)
         if block_path(self._folder, block).exists():
             return count
-        rows = self._features(block, first, count) if self._protocol.needs_samples else self._scores(first, count)
+        work = self._features if self._protocol.needs_samples else self._scores
+        rows = work(block, first, count, beat)
         _write(block_path(self._folder, block), rows)
         return count
 
-    def _features(self, block: int, first: int, count: int) -> np.ndarray:
-        images = sample_images(self._snapshot, self._protocol, first, count, self._settings.sampling_batch_size)
+    def _features(self, block: int, first: int, count: int, beat: Callable[[], None]) -> np.ndarray:
+        at_once = min(self._settings.sampling_batch_size or self._settings.block_images, self._settings.block_images)
+        images = sample_images(self._snapshot, self._protocol, first, count, at_once, beat)
         if first < NUM_PREVIEW_IMAGES:
             _write(preview_path(self._folder, block), images[: NUM_PREVIEW_IMAGES - first].numpy())
         # float32 is what the networks produce: nothing is lost, and half the bytes are written.
         return self._extractor(images).to(torch.float32).numpy()
 
-    def _scores(self, first: int, count: int) -> np.ndarray:
+    def _scores(self, block: int, first: int, count: int, beat: Callable[[], None]) -> np.ndarray:
         """Bits per dimension of `count` images of the data set, (count, 1) float64: evenly spaced ones, in order."""
         places = [index * len(self._images) // self._protocol.num_samples for index in range(first, first + count)]
         pixels = torch.from_numpy(np.stack([self._images.read(place) for place in places])).permute(0, 3, 1, 2)
-        return bits_per_dim(self._snapshot, self._protocol, pixels, first).numpy()[:, None]
+        return bits_per_dim(self._snapshot, self._protocol, pixels, first, beat).numpy()[:, None]
 
 
 def num_blocks(protocol: Protocol, settings: EvaluationSettings) -> int:

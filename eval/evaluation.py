@@ -22,8 +22,10 @@ from eval.scores import inception_score, kernel_distance, precision_recall
 from eval.settings import EvaluationSettings
 from eval.statistics import FeatureStatistics, statistics_distance
 
-RunBlocks = Callable[[Path, Protocol, Path, EvaluationSettings, list[int]], Iterable[int]]
-"""(checkpoint, protocol, folder, settings, blocks) -> yields each block when its file is there."""
+Beat = Callable[[], None]
+"""Called now and then during long work; what it raises ends the evaluation, whose finished blocks can be resumed."""
+RunBlocks = Callable[[Path, Protocol, Path, EvaluationSettings, list[int], Beat], Iterable[int]]
+"""(checkpoint, protocol, folder, settings, blocks, beat) -> yields each block when its file is there."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,20 @@ class Evaluation:
 
 
 def run_here(
-    checkpoint: Path, protocol: Protocol, folder: Path, settings: EvaluationSettings, blocks: list[int]
+    checkpoint: Path, protocol: Protocol, folder: Path, settings: EvaluationSettings, blocks: list[int], beat: Beat
 ) -> Iterable[int]:
     """Blocks one after the other in this process."""
     worker = BlockWorker(checkpoint, protocol, folder, settings)
     for block in blocks:
-        worker.run(block)
+        worker.run(block, beat)
         yield block
 
 
 def evaluate(
-    job: Evaluation, run_blocks: RunBlocks = run_here, beat: Callable[[], None] = lambda: None
+    job: Evaluation, run_blocks: RunBlocks = run_here, beat: Beat = lambda: None
 ) -> tuple[dict[str, Any], Tensor | None]:
     """The numbers of a checkpoint under a protocol, and the first sampled images, uint8 (<= 64, C, H, W), if any.
 
-    beat: called after every block; what it raises ends the evaluation, whose finished blocks then wait to be resumed.
     Raises BlockedError if weights are missing.
     """
     started = time.monotonic()
@@ -67,7 +68,7 @@ def evaluate(
         # Built here although the workers build their own: weights that are missing are noticed before any work.
         extractor = build_extractor(protocol, settings.weights_folder, settings.torch_device())
     missing = missing_blocks(folder, protocol, settings)
-    for _ in run_blocks(job.checkpoint, protocol, folder, settings, missing):
+    for _ in run_blocks(job.checkpoint, protocol, folder, settings, missing, beat):
         beat()
     sampled = time.monotonic()
     features = read_features(folder, protocol, settings)
@@ -103,9 +104,7 @@ def _identity(job: Evaluation) -> dict[str, Any]:
     }
 
 
-def _score(
-    job: Evaluation, features: np.ndarray, extractor: FeatureExtractor | None, beat: Callable[[], None]
-) -> dict[str, Any]:
+def _score(job: Evaluation, features: np.ndarray, extractor: FeatureExtractor | None, beat: Beat) -> dict[str, Any]:
     protocol = job.protocol
     if extractor is None:
         return _bits_per_dim(job, features[:, 0])

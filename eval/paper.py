@@ -93,6 +93,8 @@ def differences(result: Mapping[str, Any], image_size: int | None) -> list[str]:
         )
     if protocol["precision"] != "float32":
         found.append(f"computed in {protocol['precision']}")
+    if protocol.get("compiled"):
+        found.append("sampled by a compiled network")
     if sampled and image_size not in (32, 256):
         found.append(f"images of {image_size} px; the paper's are 32 and 256 px")
     if not sampled:

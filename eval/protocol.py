@@ -1,8 +1,8 @@
 """Protocols: everything that defines a quality number, named, and digested so that unlike numbers are never compared.
 
-A name reads `<family>_<num_samples>[_<sampler><steps>][_eta<eta>][_seed<seed>][_bf16][_npz<digest>]`, such as
-`fid_clean_50k` or `fd_efficientnet_lite0_512_ddim50`; `parse_protocol` reads it back. Only what differs from the
-default appears in it.
+A name reads `<family>_<num_samples>[_<sampler><steps>][_eta<eta>][_seed<seed>][_bf16][_compiled][_npz<digest>]`,
+such as `fid_clean_50k` or `fd_efficientnet_lite0_512_ddim50`; `parse_protocol` reads it back. Only what differs from
+the default appears in it.
 """
 
 import hashlib
@@ -16,7 +16,8 @@ INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e9
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 Metric = Literal["frechet_distance", "kernel_distance", "inception_score", "precision_recall", "bits_per_dim"]
-SAMPLERS = ("ddpm", "ddim")
+SAMPLERS = {"ddpm": "ddpm", "ddim": "ddim", "dpm-solver++": "dpmsolver"}
+"""Name of `models.samplers` -> how it is spelled in a protocol's name (MLflow takes no + in a metric)."""
 _SPELLED = {512: "512", 1000: "1k", 2000: "2k", 5000: "5k", 10000: "10k", 50000: "50k"}
 
 
@@ -52,7 +53,7 @@ class Protocol:
     num_samples: int
     """Number of images N: sampled ones, or, for bits_per_dim, scored ones. A Fréchet distance depends on it."""
     sampler: str = "ddpm"
-    """ddpm (ancestral, Algorithm 2 of Ho et al. 2020) or ddim."""
+    """ddpm (ancestral, Algorithm 2 of Ho et al. 2020), ddim or dpm-solver++."""
     num_sampling_steps: int | None = None
     """Network evaluations per image; None: every step the model was trained with."""
     eta: float = 0.0
@@ -65,6 +66,8 @@ class Protocol:
     """The images compared with: train (every image of the run's data set, unflipped) or npz (imported statistics)."""
     reference_digest: str | None = None
     """Digest of the reference: the data set's manifest, or 16 digits of the npz file's sha256. None until `bind`."""
+    compiled: bool = False
+    """Sampling network compiled by torch.compile. Faster, moves the last bits of images, and so is another protocol."""
     version: int = 1
     """Raised whenever a change of code changes the number."""
 
@@ -84,8 +87,11 @@ class Protocol:
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of the canonical JSON of all fields."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """sha256 (hex) of the canonical JSON of all fields; of a later field only where it is set."""
+        described = asdict(self)
+        if not self.compiled:
+            del described["compiled"]  # the digests of numbers made before this field was there stay theirs
+        canonical = json.dumps(described, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
@@ -105,13 +111,15 @@ class Protocol:
         """Metric name in MLflow (`eval/<name>`), file names and reports. Spells every departure from the default."""
         parts = [self.family, _spell_count(self.num_samples)]
         if (self.sampler, self.num_sampling_steps) != ("ddpm", None):
-            parts.append(f"{self.sampler}{self.num_sampling_steps or ''}")
+            parts.append(f"{SAMPLERS[self.sampler]}{self.num_sampling_steps or ''}")
         if self.eta:
             parts.append(f"eta{self.eta:g}")
         if self.seed:
             parts.append(f"seed{self.seed}")
         if self.precision == "bfloat16":
             parts.append("bf16")
+        if self.compiled:
+            parts.append("compiled")
         if self.reference == "npz":
             parts.append(f"npz{self.reference_digest}")
         return "_".join(parts)
@@ -162,9 +170,10 @@ NAMES = tuple(f"{family}_{count}" for family in FAMILIES for count in _SPELLED.v
 """The ready-made protocols; any other number of samples, sampler or seed makes its own name."""
 
 _SUFFIX = re.compile(
-    r"(?:_(?P<sampler>ddpm|ddim)(?P<num_sampling_steps>\d+)?)?"
-    r"(?:_eta(?P<eta>[\d.]+))?(?:_seed(?P<seed>\d+))?(?P<precision>_bf16)?(?:_npz(?P<npz>[0-9a-f]{16}))?"
+    rf"(?:_(?P<sampler>{'|'.join(SAMPLERS.values())})(?P<num_sampling_steps>\d+)?)?(?:_eta(?P<eta>[\d.]+))?"
+    r"(?:_seed(?P<seed>\d+))?(?P<precision>_bf16)?(?P<compiled>_compiled)?(?:_npz(?P<npz>[0-9a-f]{16}))?"
 )
+_SAMPLER_NAMES = {spelled: sampler for sampler, spelled in SAMPLERS.items()}
 _FIXED = ("metric", "version", "reference", "reference_digest")
 _OVERRIDES = {field.name: field for field in fields(Protocol) if field.name not in _FIXED}
 
@@ -200,11 +209,12 @@ def _from_name(name: str) -> Protocol:
                 extractor.sha256,
                 extractor.resize,
                 num_samples=int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1),
-                sampler=found["sampler"] or "ddpm",
+                sampler=_SAMPLER_NAMES[found["sampler"] or "ddpm"],
                 num_sampling_steps=int(found["num_sampling_steps"]) if found["num_sampling_steps"] else None,
                 eta=float(found["eta"] or 0),
                 seed=int(found["seed"] or 0),
                 precision="bfloat16" if found["precision"] else "float32",
+                compiled=bool(found["compiled"]),
                 reference="npz" if found["npz"] else "train",
                 reference_digest=found["npz"],
             )
@@ -220,11 +230,14 @@ def _convert(key: str, value: str) -> Any:
             return int(value)
         if key == "num_sampling_steps":
             return None if value.lower() in ("none", "all") else int(value)
+        if key == "compiled":
+            return {"true": True, "false": False}[value.lower()]
         return float(value) if key == "eta" else value
-    except ValueError:
-        raise ValueError(f"protocol setting {key}={value!r}: a number is needed") from None
+    except (ValueError, KeyError):
+        wanted = "true or false" if key == "compiled" else "a number"
+        raise ValueError(f"protocol setting {key}={value!r}: {wanted} is needed") from None
 
 
 def from_description(description: Mapping[str, Any]) -> Protocol:
     """The protocol whose `describe()` this is, as read from a result file."""
-    return Protocol(**{field.name: description[field.name] for field in fields(Protocol)})
+    return Protocol(**{field.name: description[field.name] for field in fields(Protocol) if field.name in description})

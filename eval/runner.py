@@ -70,7 +70,7 @@ class Runner:
             result, preview = evaluate(self._evaluation(job), self.run_blocks, beat)
         except BlockedError as error:
             return self._record(job, BLOCKED, str(error), attempts=0)
-        except (ValueError, OSError, RuntimeError) as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             if not job.checkpoint.exists():
                 return self._record(job, SKIPPED, "the checkpoint was deleted before it was evaluated", attempts)
             _log.debug("evaluation of %s failed", job.checkpoint, exc_info=True)

@@ -1,44 +1,79 @@
 """Samples of a snapshot by image id: image i of a protocol is a function of (seed, i), not of who drew it with what."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from eval.errors import BlockedError
 from eval.protocol import Protocol
 from models.likelihood import variational_bound
 from models.samplers import sample, to_uint8
-from models.snapshot import Snapshot
+from models.snapshot import Snapshot, load_snapshot
+
+
+def load_network(checkpoint: str | os.PathLike[str], protocol: Protocol, device: str) -> Snapshot:
+    """A checkpoint's snapshot, its network compiled at first use if the protocol says so.
+
+    Raises BlockedError if a compiler is wanted and not there.
+    """
+    snapshot = load_snapshot(os.fspath(checkpoint), device)
+    if not protocol.compiled:
+        return snapshot
+    variable, compiler = ("CXX", "g++") if device == "cpu" else ("CC", "gcc")  # of Inductor and of Triton
+    compiler = os.environ.get(variable, compiler)
+    if shutil.which(compiler) is None:
+        raise BlockedError(
+            f"compiler: {protocol.name} compiles its network and needs {compiler}, which is not on the PATH; install "
+            f"it, name another in ${variable}, or take the protocol without _compiled"
+        )
+    # One shape, one compilation: sample_images keeps to it.
+    compiled: Any = torch.compile(snapshot.model, dynamic=False)
+    return replace(snapshot, model=compiled)
 
 
 @torch.inference_mode()
 def sample_images(
-    snapshot: Snapshot, protocol: Protocol, first: int, count: int, batch_size: int | None = None
+    snapshot: Snapshot,
+    protocol: Protocol,
+    first: int,
+    count: int,
+    batch_size: int | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Images first .. first + count - 1 of the protocol: uint8 (count, C, H, W) on the CPU, rounded, not truncated.
 
-    batch_size: how many are drawn at once (all by default). A GPU out of memory halves it and goes on.
+    batch_size: how many are drawn at once (all by default); a compiled network draws so many always, and what is too
+    many is dropped. A GPU out of memory halves it and goes on. beat: called after each step; it may raise.
     """
     device = next(snapshot.model.parameters()).device
-    num_at_once = min(batch_size or count, count)
+    num_at_once = batch_size or count
+    if not protocol.compiled:
+        num_at_once = min(num_at_once, count)
     batches: list[Tensor] = []
     done = 0
     while done < count:
-        indices = torch.arange(first + done, first + min(done + num_at_once, count), device=device)
+        num_wanted = min(num_at_once, count - done)
+        num_drawn = num_at_once if protocol.compiled else num_wanted
+        indices = torch.arange(first + done, first + done + num_drawn, device=device)
         try:
-            batches.append(_draw(snapshot, protocol, indices))
+            batches.append(_draw(snapshot, protocol, indices, beat)[:num_wanted])
         except torch.OutOfMemoryError:
             if num_at_once == 1:
                 raise
             num_at_once //= 2
             torch.cuda.empty_cache()
             continue
-        done += len(indices)
+        done += num_wanted
     return torch.cat(batches)
 
 
-def _draw(snapshot: Snapshot, protocol: Protocol, indices: Tensor) -> Tensor:
+def _draw(snapshot: Snapshot, protocol: Protocol, indices: Tensor, beat: Callable[[], None]) -> Tensor:
     with _precision(indices.device, protocol.precision):
         images = sample(
             snapshot.model,
@@ -48,12 +83,15 @@ def _draw(snapshot: Snapshot, protocol: Protocol, indices: Tensor) -> Tensor:
             sampler=protocol.sampler,
             num_sampling_steps=protocol.num_sampling_steps,
             eta=protocol.eta,
+            progress=lambda *_: beat(),
         )
     return to_uint8(images).cpu()
 
 
 @torch.inference_mode()
-def bits_per_dim(snapshot: Snapshot, protocol: Protocol, images: Tensor, first: int) -> Tensor:
+def bits_per_dim(
+    snapshot: Snapshot, protocol: Protocol, images: Tensor, first: int, beat: Callable[[], None] = lambda: None
+) -> Tensor:
     """Upper bound on the negative log-likelihood of each image in bits per dimension: (B,) float64, on the CPU.
 
     images: uint8 (B, C, H, W); image k's noise comes from (seed, first + k). Ho et al. 2020, Eq. 5, all T terms.
@@ -62,7 +100,9 @@ def bits_per_dim(snapshot: Snapshot, protocol: Protocol, images: Tensor, first: 
     x_0 = images.to(device, torch.float32) / 127.5 - 1
     indices = torch.arange(first, first + len(images), device=device)
     with _precision(device, protocol.precision):
-        bound = variational_bound(snapshot.model, snapshot.diffusion, x_0, indices, protocol.seed)
+        bound = variational_bound(
+            snapshot.model, snapshot.diffusion, x_0, indices, protocol.seed, progress=lambda *_: beat()
+        )
     return bound.total.double().cpu()
 
 

@@ -7,13 +7,13 @@ that dies is replaced and its block given out again.
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.launch import in_ray_job
 from eval.blocks import BlockWorker
@@ -21,6 +21,7 @@ from eval.protocol import Protocol
 from eval.settings import EvaluationSettings, PoolSettings
 
 _MAX_REPLACEMENTS = 3
+_BEAT_SECONDS = 0.5
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -31,9 +32,15 @@ class RayPool:
     pool: PoolSettings
 
     def __call__(
-        self, checkpoint: Path, protocol: Protocol, folder: Path, settings: EvaluationSettings, blocks: list[int]
+        self,
+        checkpoint: Path,
+        protocol: Protocol,
+        folder: Path,
+        settings: EvaluationSettings,
+        blocks: list[int],
+        beat: Callable[[], None] = lambda: None,
     ) -> Iterator[int]:
-        """Yield each block when its file is there, in the order of completion.
+        """Yield each block when its file is there, in the order of completion; `beat` is called while none is.
 
         Raises what the work raised, and RuntimeError when actors keep dying.
         """
@@ -42,7 +49,7 @@ class RayPool:
         connect()
         crew = _Crew(self.pool, (checkpoint, protocol, folder, settings), blocks)
         try:
-            yield from crew.work()
+            yield from crew.work(beat)
         finally:
             crew.dismiss()
 
@@ -64,16 +71,19 @@ class _Crew:
         for _ in range(min(pool.num_actors, len(blocks))):
             self._give_work(self._hire())
 
-    def work(self) -> Iterator[int]:
+    def work(self, beat: Callable[[], None]) -> Iterator[int]:
         while self._busy:
-            [done], _ = ray.wait(list(self._busy), num_returns=1)
-            actor, block = self._busy.pop(done)
+            finished, _ = ray.wait(list(self._busy), num_returns=1, timeout=_BEAT_SECONDS)
+            if not finished:
+                beat()
+                continue
+            actor, block = self._busy.pop(finished[0])
             try:
-                ray.get(done)
-            except ActorDiedError as error:
-                self._replace(actor, block, error)
+                ray.get(finished[0])
             except RayTaskError as error:
                 raise error.cause from None
+            except RayError as error:  # the actor died, ran out of memory, or its machine is gone
+                self._replace(actor, block, error)
             else:
                 yield block
                 self._give_work(actor)
@@ -99,6 +109,7 @@ class _Crew:
             reason = str(error).strip().partition("\n")[0]
             raise RuntimeError(f"{self._num_replaced} sampling actors died: {reason}") from error
         self._actors.remove(actor)
+        ray.kill(actor)
         self._waiting.append(block)
         self._give_work(self._hire())
 

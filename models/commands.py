@@ -31,13 +31,14 @@ def sample(
     batch_size: int | None = None,
     device: str = "auto",
     output: Path = Path("samples"),
+    tracking_uri: str | None = None,
 ) -> None:
     """Generate images from a snapshot or a training checkpoint.
 
     Writes samples.npz (uint8 array "images" of shape (N, H, W, C)), grid.png and sampling.json.
 
     Args:
-        snapshot: Directory of a snapshot or of a training checkpoint.
+        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
         num_images: How many images to generate.
         seed: Image i depends on the seed and i alone.
         sampler: ddpm is the paper's algorithm 2; ddim and dpm-solver++ need far fewer steps.
@@ -47,19 +48,20 @@ def sample(
         batch_size: Images made at a time; bounds the memory, does not change the images. By default fewer, the larger.
         device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
         output: Directory for the results, made if missing.
+        tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
     """
     import torch
 
     from models.images import progress_bar
+    from models.registry_uri import open_snapshot
     from models.samplers import choose_process, to_uint8
     from models.samplers import sample as generate
-    from models.snapshot import load_snapshot
 
     _at_least("num_images", num_images, 1)
     _at_least("first_index", first_index, 0)
     if eta and sampler != "ddim":
         raise ValueError(f"eta is {eta}, but only the sampler ddim has it: leave it out for {sampler}")
-    loaded = load_snapshot(snapshot, choose_device(device))
+    loaded = open_snapshot(snapshot, choose_device(device), tracking_uri)
     process = choose_process(loaded.diffusion, sampler, num_sampling_steps)
     indices = torch.arange(first_index, first_index + num_images)
     batches = indices.split(_batch_size(batch_size, loaded.model_config))
@@ -81,15 +83,16 @@ def sample(
     _write_samples(torch.cat(made).numpy(), record, output)
 
 
-def inspect(snapshot: Path) -> None:
+def inspect(snapshot: Path, tracking_uri: str | None = None) -> None:
     """Show what a snapshot is: architecture, parameters, diffusion, provenance; checks that the weights are whole.
 
     Args:
-        snapshot: Directory of a snapshot or of a training checkpoint.
+        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
+        tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
     """
-    from models.snapshot import load_snapshot
+    from models.registry_uri import open_snapshot
 
-    loaded = load_snapshot(snapshot)
+    loaded = open_snapshot(snapshot, tracking_uri=tracking_uri)
     num_parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     config, diffusion = loaded.model_config, loaded.diffusion_config
     report = {
@@ -111,6 +114,7 @@ def likelihood(
     batch_size: int | None = None,
     device: str = "auto",
     output: Path | None = None,
+    tracking_uri: str | None = None,
 ) -> None:
     """Bound the negative log-likelihood of images, in bits per dimension, with its terms.
 
@@ -118,7 +122,7 @@ def likelihood(
     directory also likelihood.json, with every timestep's term and the rate-distortion curve, and that curve's plot.
 
     Args:
-        snapshot: Directory of a snapshot or of a training checkpoint.
+        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
         data: Folder of images of the model's size, packed data set, or .npz or .npy of uint8 (N, H, W, C).
         num_images: Use the first so many images; all by default.
         num_steps: Bound the shorter chain that visits so many evenly spaced timesteps; all by default.
@@ -126,18 +130,19 @@ def likelihood(
         batch_size: Images measured at a time; bounds the memory. By default fewer, the larger they are.
         device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
         output: Directory for likelihood.json and rate_distortion.png, made if missing.
+        tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
     """
     import torch
 
     from models import image_files, likelihood_report
     from models.images import progress_bar
     from models.likelihood import variational_bound
+    from models.registry_uri import open_snapshot
     from models.samplers import choose_process
-    from models.snapshot import load_snapshot
 
     if num_images is not None:
         _at_least("num_images", num_images, 1)
-    loaded = load_snapshot(snapshot, choose_device(device))
+    loaded = open_snapshot(snapshot, choose_device(device), tracking_uri)
     process = choose_process(loaded.diffusion, "ddpm", num_steps)
     bounds = []
     first_index = 0
@@ -159,18 +164,20 @@ def export_snapshot(
     snapshot: Path,
     dest: Path,
     format: Literal["diffusers", "pesser", "annotated"] = "diffusers",
+    tracking_uri: str | None = None,
 ) -> None:
     """Convert a snapshot for another program.
 
     Args:
-        snapshot: Directory of a snapshot or of a training checkpoint.
+        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
         dest: For diffusers a directory that DDPMPipeline.from_pretrained loads; otherwise a state-dict file.
         format: diffusers; pesser, the names of pesser/pytorch_diffusion; or annotated, the labml.ai tutorial's.
+        tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
     """
     from models.convert import EXPORTS
-    from models.snapshot import load_snapshot
+    from models.registry_uri import open_snapshot
 
-    EXPORTS[format](load_snapshot(snapshot), dest)
+    EXPORTS[format](open_snapshot(snapshot, tracking_uri=tracking_uri), dest)
     print(f"wrote {dest} ({format})")
 
 

@@ -1,13 +1,10 @@
-"""The queue follows from what is on disk; leases keep two evaluators apart and outlive neither."""
+"""The queue follows from what is on disk: complete checkpoints times protocols, less the results."""
 
 import json
-import multiprocessing
-import os
-import time
 
 import pytest
 
-from cluster.lease import Lease, LostLeaseError, try_lease
+from cluster.lease import try_lease
 from cluster.storage import remove_directory
 from eval.backlog import MAX_ATTEMPTS, Selection, find_runs, held_checkpoints, is_final, jobs_of_run, pending_jobs
 from eval.protocol import parse_protocol
@@ -76,85 +73,6 @@ def test_runs_are_found_by_folder_or_by_name(tmp_path):
     assert find_runs(tmp_path / "runs") == [one, other]
     assert find_runs(tmp_path / "runs", "other") == [other]
     assert find_runs(tmp_path / "runs", "third") == find_runs(tmp_path / "nowhere") == []
-
-
-def test_a_lease_is_held_by_one_and_free_after(tmp_path):
-    path = tmp_path / "x.lease"
-    lease = try_lease(path)
-    assert lease.attempt == 1
-    assert try_lease(path) is None
-    lease.release()
-    assert try_lease(path).attempt == 1
-
-
-def test_a_lease_whose_heartbeat_is_old_is_taken_over_and_its_owner_told(tmp_path):
-    path = tmp_path / "x.lease"
-    first = try_lease(path)
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"heartbeat": time.time() - 100, "machine": "elsewhere"}))
-    assert try_lease(path, stale_seconds=200) is None
-    second = try_lease(path, stale_seconds=90)
-    assert second.attempt == 2
-    with pytest.raises(LostLeaseError):
-        first.check()
-    with pytest.raises(LostLeaseError):
-        first.renew()
-    first.release()
-    second.check()
-
-
-def hold_forever(path, ready):
-    assert try_lease(path) is not None
-    ready.set()
-    time.sleep(600)
-
-
-def test_a_killed_evaluators_lease_is_free_at_once_on_its_machine(tmp_path):
-    path = tmp_path / "x.lease"
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    process = context.Process(target=hold_forever, args=(path, ready))
-    process.start()
-    assert ready.wait(60)
-    assert try_lease(path) is None
-    process.kill()
-    process.join()
-    assert try_lease(path).attempt == 2
-
-
-def test_a_held_lease_is_renewed_while_its_owner_works(tmp_path):
-    path = tmp_path / "x.lease"
-    with try_lease(path, stale_seconds=0.3) as lease:
-        first = json.loads(path.read_text())["heartbeat"]
-        deadline = time.monotonic() + 10
-        while json.loads(path.read_text())["heartbeat"] == first and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert json.loads(path.read_text())["heartbeat"] > first
-        assert isinstance(lease, Lease)
-    assert not path.exists()
-
-
-def race(path, start, wins):
-    start.wait(60)
-    if try_lease(path) is not None:
-        wins.put(os.getpid())
-        time.sleep(2)
-
-
-@pytest.mark.parametrize("stale", [False, True])
-def test_of_many_evaluators_one_gets_the_lease(tmp_path, stale):
-    path = tmp_path / "x.lease"
-    if stale:
-        path.write_text(json.dumps({"token": "old", "heartbeat": 0.0, "machine": "elsewhere", "pid": 1, "attempt": 1}))
-    context = multiprocessing.get_context("fork")
-    start, wins = context.Event(), context.Queue()
-    processes = [context.Process(target=race, args=(path, start, wins)) for _ in range(8)]
-    for process in processes:
-        process.start()
-    start.set()
-    for process in processes:
-        process.join()
-    assert wins.qsize() == 1
 
 
 def test_held_checkpoints_are_named_while_they_are_evaluated(tmp_path):

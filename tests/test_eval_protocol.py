@@ -1,6 +1,9 @@
 """Protocols: names read back, digests separate unlike numbers, wrong settings are refused in one line."""
 
 import dataclasses
+import hashlib
+import json
+import re
 
 import pytest
 from hypothesis import given
@@ -31,17 +34,30 @@ def test_documented_names_are_ready_made_and_are_their_own_name(name):
 @given(
     family=st.sampled_from(sorted(FAMILIES)),
     num_samples=st.integers(2, 200_000),
-    sampling=st.sampled_from([("ddpm", None, 0.0), ("ddpm", 250, 0.0), ("ddim", None, 0.0), ("ddim", 50, 0.25)]),
+    sampling=st.sampled_from(
+        [
+            *(("ddpm", None, 0.0), ("ddpm", 250, 0.0), ("ddim", None, 0.0), ("ddim", 50, 0.25)),
+            *(("dpm-solver++", None, 0.0), ("dpm-solver++", 20, 0.0)),
+        ]
+    ),
     seed=st.integers(0, 2**31),
     precision=st.sampled_from(["float32", "bfloat16"]),
+    compiled=st.booleans(),
 )
-def test_a_name_says_everything_that_was_set(family, num_samples, sampling, seed, precision):
+def test_a_name_says_everything_that_was_set(family, num_samples, sampling, seed, precision, compiled):
     sampler, steps, eta = sampling
     base = parse_protocol(f"{family}_{num_samples}")
     protocol = dataclasses.replace(
-        base, sampler=sampler, num_sampling_steps=steps, eta=eta, seed=seed, precision=precision
+        base,
+        sampler=sampler,
+        num_sampling_steps=steps,
+        eta=eta,
+        seed=seed,
+        precision=precision,
+        compiled=compiled,
     )
     assert parse_protocol(protocol.name) == protocol
+    assert re.fullmatch(r"[\w.]+", protocol.name)  # MLflow takes it as a metric's name
 
 
 def test_any_changed_field_changes_the_digest():
@@ -49,6 +65,8 @@ def test_any_changed_field_changes_the_digest():
     others = [
         dataclasses.replace(protocol, num_samples=9999),
         dataclasses.replace(protocol, sampler="ddim"),
+        dataclasses.replace(protocol, sampler="dpm-solver++"),
+        dataclasses.replace(protocol, compiled=True),
         dataclasses.replace(protocol, num_sampling_steps=100),
         dataclasses.replace(protocol, seed=1),
         dataclasses.replace(protocol, precision="bfloat16"),
@@ -63,6 +81,21 @@ def test_any_changed_field_changes_the_digest():
 def test_settings_after_a_colon_equal_the_spelled_name():
     spelled = parse_protocol("fd_efficientnet_lite0_512_ddim50_seed3")
     assert parse_protocol("fd_efficientnet_lite0_512:sampler=ddim,num_sampling_steps=50,seed=3") == spelled
+
+
+def test_dpm_solver_is_spelled_without_signs():
+    protocol = parse_protocol("fid_clean_10k:sampler=dpm-solver++,num_sampling_steps=20,compiled=true")
+    assert protocol.name == "fid_clean_10k_dpmsolver20_compiled"
+    assert (protocol.sampler, protocol.compiled) == ("dpm-solver++", True)
+
+
+def test_a_digest_is_what_it_was_before_compiled_was_a_field():
+    """Numbers on disk keep their protocol: the file of a result is named after this digest."""
+    protocol = parse_protocol("fid_clean_10k").bind("a" * 64)
+    described = {key: value for key, value in protocol.describe().items() if key not in ("name", "digest", "compiled")}
+    canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    assert protocol.digest == hashlib.sha256(canonical.encode()).hexdigest()
+    assert from_description(described) == protocol
 
 
 def test_only_the_published_inception_is_called_fid():
@@ -85,6 +118,8 @@ def test_a_description_gives_the_protocol_back():
         ("fid_clean_10k:steps=3", "steps=3"),
         ("fid_clean_10k:seed=x", "seed='x'"),
         ("fid_clean_10k:eta=0.5", "eta=0.5"),
+        ("fid_clean_10k_dpmsolver20_eta0.5", "eta=0.5"),
+        ("fid_clean_10k:compiled=yes", "compiled='yes'"),
         ("fid_clean_10k:sampler=ddim,eta=2", "eta=2"),
     ],
 )

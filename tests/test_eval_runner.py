@@ -22,7 +22,7 @@ from eval.features import build_extractor
 from eval.protocol import parse_protocol
 from eval.reference import ReferenceCache, image_batches
 from eval.results import grid_path, read_result
-from eval.runner import Runner, StopRequestedError
+from eval.runner import Runner
 from eval.sampling import sample_images
 from eval.settings import EvaluationSettings
 from eval.statistics import FeatureStatistics, statistics_distance
@@ -183,7 +183,7 @@ def test_another_data_set_than_the_runs_is_refused(run):
 def kill_in_the_middle(run: Path) -> None:
     """An evaluator that is killed, as by the kernel, while it works on its third block."""
 
-    def run_blocks(checkpoint, protocol, folder, settings, blocks):
+    def run_blocks(checkpoint, protocol, folder, settings, blocks, beat):
         worker = BlockWorker(checkpoint, protocol, folder, settings)
         for block in blocks:
             if block == 2:
@@ -212,16 +212,32 @@ def test_killed_in_the_middle_and_resumed_gives_the_same_number_bit_for_bit(tmp_
     assert resumed["interval"] == whole["interval"]
 
 
-def test_a_stop_between_blocks_keeps_the_finished_ones(run):
+def test_a_stop_ends_within_a_step_of_sampling_and_keeps_the_finished_blocks(run):
     job = job_of(run)
-    asked = iter([False, True, True])
-    assert runner(stop_requested=lambda: next(asked)).run(job) is None
+    num_steps = PROTOCOL.num_sampling_steps
+    asked = []
+
+    def in_the_middle_of_the_third_block():
+        asked.append(1)
+        return len(asked) > 2 * (num_steps + 1) + num_steps // 2
+
+    assert runner(stop_requested=in_the_middle_of_the_third_block).run(job) is None
+    assert len(asked) == 2 * (num_steps + 1) + num_steps // 2 + 1
     assert not job.result_path.exists()
     assert not job.lease_path.exists()
     folder = job.work_folder / "blocks-of-8"
     assert missing_blocks(folder, job.protocol, SETTINGS) == [2]
-    assert issubclass(StopRequestedError, Exception)
     assert runner().run(job)["num_blocks_resumed"] == 2
+
+
+def test_out_of_memory_is_a_failed_evaluation_that_is_tried_again(run):
+    def run_blocks(*_):
+        raise MemoryError("cannot allocate 8 GiB")
+
+    job = job_of(run)
+    assert runner(run_blocks=run_blocks).run(job)["reason"] == "MemoryError: cannot allocate 8 GiB"
+    again = runner().run(job)
+    assert (again["status"], again["attempts"]) == ("done", 2)
 
 
 def test_image_i_does_not_depend_on_the_batch_it_is_drawn_in(run):

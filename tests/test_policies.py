@@ -24,7 +24,7 @@ DOORS = {
     "trainer/main.py",
 }
 HEAVY = {
-    "mlflow": {"cluster/tracking.py", "eval/registry.py"},
+    "mlflow": {"cluster/tracking.py", "eval/registry.py", "models/registry_uri.py"},
     "deepspeed": {"trainer/zero_engine.py"},
     "webdataset": {"data_pipeline/writer.py"},
     "cleanfid": {"eval/inception.py"},
