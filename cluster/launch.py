@@ -1,4 +1,4 @@
-"""Starting workers: Ray Train, or plain processes without Ray. Both call the same function with a `Worker`."""
+"""What a worker is, what a launcher is asked for, and the launcher of plain processes, without Ray."""
 
 import logging
 import multiprocessing.connection
@@ -8,23 +8,19 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException
 
-from cluster.local import LOOPBACK_ONLY, client_environment
 from cluster.process import end_with_parent
 
 _GRACE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
-_ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -114,82 +110,6 @@ def _join(context: ProcessContext) -> None:
     except (ProcessExitedException, ProcessRaisedException) as error:
         # What the others raise when one dies is a consequence.
         raise LaunchError("; ".join(died) or str(error).strip()) from error
-
-
-def launch_ray(function: WorkerFunction, run_directory: Path, attempt: str, resources: Resources) -> None:
-    """Run the workers under Ray Train, on the cluster of RAY_ADDRESS or one started in this process.
-
-    Ray's own run state goes to a folder of this attempt alone: our checkpoints, not Ray's, say where a run stands, and
-    a damaged or half-written Ray state file of an earlier attempt must not stop the next one.
-    """
-    if not in_ray_job() and "RAY_ADDRESS" not in os.environ:
-        # Ray reads it when it is imported. A cluster of this process takes the same settings as `cluster up`.
-        os.environ.update(client_environment(create_token=True) | LOOPBACK_ONLY)
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    if not ray.is_initialized():
-        # Inside a job the job's own environment applies and already has the code on its path.
-        ray.init(**({} if in_ray_job() else _own_cluster()))
-    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
-    trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config={
-            "function": function,
-            "run_directory": str(run_directory),
-            "cpus_per_worker": resources.cpus_per_worker,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=_wanted_workers(resources),
-            use_gpu=resources.use_gpu,
-            resources_per_worker=per_worker,
-            elastic_resize_monitor_interval_s=resources.resize_check_seconds,
-        ),
-        run_config=RunConfig(
-            name=attempt,
-            storage_path=str(run_directory / "ray"),
-            failure_config=FailureConfig(max_failures=resources.max_failures),
-        ),
-        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_seconds),
-    )
-    try:
-        # On the main thread Ray would take over SIGINT and abort the workers before their last checkpoint.
-        with ThreadPoolExecutor(1, thread_name_prefix="ray-train") as pool:
-            pool.submit(trainer.fit).result()
-    except ray.train.TrainingFailedError as error:
-        raise LaunchError(str(error)) from error
-
-
-def _wanted_workers(resources: Resources) -> int | tuple[int, int]:
-    elastic = resources.min_workers is not None and resources.min_workers < resources.num_workers
-    return (resources.min_workers, resources.num_workers) if elastic else resources.num_workers
-
-
-def _own_cluster() -> dict[str, Any]:
-    """ray.init arguments outside a job: join the cluster RAY_ADDRESS names, else start one on loopback."""
-    environment = {"runtime_env": {"env_vars": {"PYTHONPATH": str(_ROOT)}}}
-    if "RAY_ADDRESS" in os.environ:
-        return environment
-    return {**environment, "address": "local", "dashboard_host": "127.0.0.1"}
-
-
-def _ray_worker(config: dict[str, Any]) -> None:
-    import ray.train
-    import ray.train.torch
-
-    context = ray.train.get_context()
-    torch.set_num_threads(config["cpus_per_worker"])
-    device = ray.train.torch.get_device()
-    worker = Worker(context.get_world_rank(), context.get_world_size(), device, _ray_notified)
-    config["function"](worker, config["run_directory"])
-
-
-def _ray_notified() -> bool:
-    """Whether a node of this run is being drained. Ray's public question is a barrier over all workers at each call."""
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None
 
 
 def _local_worker(

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cluster.spool import read_metrics
-from cluster.storage import read_json
+from tests.cluster_support import Cluster, started_cluster
 from tests.trainer_support import ROOT, command, digits, losses
 
 TRAINING = [
@@ -24,46 +24,10 @@ TRAINING = [
 ]
 
 
-class Cluster:
-    """`python -m cluster ...` with a home folder of its own, so that a developer's own cluster is left alone."""
-
-    def __init__(self, home: Path):
-        ours = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "RAY_AUTH_MODE": "token"}
-        bin_folder = Path(sys.executable).parent
-        self.environment = {**os.environ, **ours, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
-        self.state_path = home / "cache" / "rayddpm" / "cluster.json"
-
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cluster", *arguments],
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    @property
-    def dashboard(self) -> str:
-        return read_json(self.state_path)["dashboard"]
-
-    def processes(self) -> list[psutil.Process]:
-        """The head process and all below it."""
-        head = psutil.Process(read_json(self.state_path)["pid"])
-        return [head, *head.children(recursive=True)]
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("home"))
-    started = cluster("up", "--num-cpus", "2")
-    assert started.returncode == 0, started.stderr
-    yield cluster
-    processes = cluster.processes()
-    assert cluster("down").returncode == 0
-    _, alive = psutil.wait_procs(processes, timeout=20)
-    assert not alive
-    assert cluster("status").returncode == 1
+    with started_cluster(tmp_path_factory.mktemp("home"), num_cpus=2) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
-"""How a run is asked to checkpoint and end: signals, a STOP file, and notices that a machine will be taken away."""
+"""How a run is asked to checkpoint or to end: signals, files, and notices that a machine will be taken away."""
 
+import logging
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from data_pipeline.loader import Batch
 from trainer.engines import StepResult
 
 _GO_ON, _CHECKPOINT, _STOP = 0, 1, 2
+_log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):  # noqa: N818 (an end, not an error)
@@ -30,13 +32,14 @@ class Stopped(Exception):  # noqa: N818 (an end, not an error)
 class StopHook:
     """Ends training on all workers after the same step, once the run directory holds a STOP file.
 
-    A worker that is told that its machine will be taken away has all of them checkpoint, and train on until it is.
+    A CHECKPOINT file has them checkpoint and train on; so does the notice that a worker's machine will be taken away.
     """
 
     def __init__(self, run_directory: Path, worker: Worker, checkpoint: Callable[[int], None]):
-        """checkpoint: collective; called with the step, at most once."""
-        self._path, self._worker, self._checkpoint = stop_path(run_directory), worker, checkpoint
-        self._looked, self._has_checkpointed = 0.0, False
+        """checkpoint: collective; called with the step, returns when it is committed."""
+        self._stop_path, self._checkpoint_path = stop_path(run_directory), checkpoint_path(run_directory)
+        self._worker, self._checkpoint = worker, checkpoint
+        self._looked, self._answered_notice = 0.0, False
 
     def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
         wish = torch.tensor(float(self._wish()), device=self._worker.device)
@@ -46,26 +49,52 @@ class StopHook:
         if agreed == _STOP:
             raise Stopped(step)
         if agreed == _CHECKPOINT:
-            self._has_checkpointed = True
+            self._answered_notice = self._worker.notified()
             self._checkpoint(step)
+            if self._worker.rank == 0:
+                self._checkpoint_path.unlink(missing_ok=True)
 
     def _wish(self) -> int:
-        if self._worker.rank == 0 and self._asked():
-            return _STOP
-        return _CHECKPOINT if self._worker.notified() and not self._has_checkpointed else _GO_ON
+        asked = self._asked() if self._worker.rank == 0 else _GO_ON
+        return max(asked, _CHECKPOINT if self._worker.notified() and not self._answered_notice else _GO_ON)
 
-    def _asked(self) -> bool:
+    def _asked(self) -> int:
         """Looks at the storage at most four times a second: it may be a network folder."""
         now = time.monotonic()
         if now - self._looked < 0.25:
-            return False
+            return _GO_ON
         self._looked = now
-        return self._path.exists()
+        if self._stop_path.exists():
+            return _STOP
+        return _CHECKPOINT if self._checkpoint_path.exists() else _GO_ON
 
 
 def stop_path(run_directory: Path) -> Path:
     """The file that asks a run to checkpoint and end."""
     return run_directory / "STOP"
+
+
+def checkpoint_path(run_directory: Path) -> Path:
+    """The file that asks a run to checkpoint after the step it is in; gone once the checkpoint is committed."""
+    return run_directory / "CHECKPOINT"
+
+
+def request_checkpoint(run_directory: Path, timeout_seconds: float = 120.0) -> None:
+    """Ask a running run for a checkpoint and wait until it is committed, or for so long. Never raises OSError."""
+    path = checkpoint_path(run_directory)
+    deadline = time.monotonic() + timeout_seconds
+    try:
+        path.touch()
+        while path.exists():
+            if time.monotonic() > deadline:
+                path.unlink(missing_ok=True)
+                _log.warning(
+                    "no checkpoint within %.0f s: what was done since the last one is repeated", timeout_seconds
+                )
+                return
+            time.sleep(0.1)
+    except OSError as error:
+        _log.warning("could not ask for a checkpoint: %s", error)
 
 
 @contextmanager

@@ -1,0 +1,125 @@
+"""The launcher under Ray Train: clusters, restarts, elastic numbers of workers, notices of preemption."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.launch import LaunchError, Resources, Worker, WorkerFunction, in_ray_job
+from cluster.local import LOOPBACK_ONLY, client_environment
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def launch_ray(
+    function: WorkerFunction,
+    run_directory: Path,
+    attempt: str,
+    resources: Resources,
+    before_resize: Callable[[Path], object],
+) -> None:
+    """Run the workers under Ray Train, on the cluster of RAY_ADDRESS or one started in this process.
+
+    before_resize: called with the run directory while all workers still train, before Ray ends them to go on with
+    another number; must not raise. Ray itself would lose what was done since the last checkpoint.
+
+    Ray's own run state goes to a folder of this attempt alone: our checkpoints, not Ray's, say where a run stands, and
+    a damaged or half-written Ray state file of an earlier attempt must not stop the next one.
+    """
+    if not in_ray_job():
+        os.environ.update(_settings(os.environ.get("RAY_ADDRESS", "")))
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    if not ray.is_initialized():
+        # Inside a job the job's own environment applies and already has the code on its path.
+        ray.init(**({} if in_ray_job() else _own_cluster()))
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={
+            "function": function,
+            "run_directory": str(run_directory),
+            "cpus_per_worker": resources.cpus_per_worker,
+        },
+        scaling_config=ScalingConfig(
+            use_gpu=resources.use_gpu, resources_per_worker=per_worker, **_num_workers(resources)
+        ),
+        run_config=RunConfig(
+            name=attempt,
+            storage_path=str(run_directory / "ray"),
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+            callbacks=[_before_resize(partial(before_resize, run_directory))],
+        ),
+        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_seconds),
+    )
+    try:
+        # On the main thread Ray would take over SIGINT and abort the workers before their last checkpoint.
+        with ThreadPoolExecutor(1, thread_name_prefix="ray-train") as pool:
+            pool.submit(trainer.fit).result()
+    except ray.train.TrainingFailedError as error:
+        raise LaunchError(str(error)) from error
+
+
+def _num_workers(resources: Resources) -> dict[str, Any]:
+    """Fields of ScalingConfig, some of which its types for checkers, those of Ray's older trainer, do not have."""
+    if resources.min_workers is None or resources.min_workers == resources.num_workers:
+        return {"num_workers": resources.num_workers}
+    return {
+        "num_workers": (resources.min_workers, resources.num_workers),
+        "elastic_resize_monitor_interval_s": resources.resize_check_seconds,
+    }
+
+
+def _before_resize(action: Callable[[], object]) -> Any:
+    """Ray's controller calls the action when it has decided to resize a group of workers that trains.
+
+    Of Ray's callbacks only those for its developers are told of it.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+    from ray.train.v2._internal.execution.controller.state import ResizingState
+
+    class BeforeResize(ControllerCallback):
+        def after_controller_state_update(self, previous_state: object, current_state: object) -> None:
+            if isinstance(current_state, ResizingState):
+                action()
+
+    return BeforeResize()
+
+
+def _settings(address: str) -> dict[str, str]:
+    """Variables that Ray reads when it is imported: a cluster on loopback takes the same settings as `cluster up`."""
+    if not address:
+        return client_environment(create_token=True) | LOOPBACK_ONLY
+    return LOOPBACK_ONLY if address.startswith(("127.", "localhost:")) else {}
+
+
+def _own_cluster() -> dict[str, Any]:
+    """ray.init arguments outside a job: join the cluster RAY_ADDRESS names, else start one on loopback."""
+    environment = {"runtime_env": {"env_vars": {"PYTHONPATH": str(_ROOT)}}}
+    if "RAY_ADDRESS" in os.environ:
+        return environment
+    return {**environment, "address": "local", "dashboard_host": "127.0.0.1"}
+
+
+def _ray_worker(config: dict[str, Any]) -> None:
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    torch.set_num_threads(config["cpus_per_worker"])
+    device = ray.train.torch.get_device()
+    worker = Worker(context.get_world_rank(), context.get_world_size(), device, _ray_notified)
+    config["function"](worker, config["run_directory"])
+
+
+def _ray_notified() -> bool:
+    """Whether a node of this run is being drained. Ray's public question is a barrier over all workers at each call."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None

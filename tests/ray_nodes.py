@@ -1,0 +1,32 @@
+"""Ray nodes on one machine, a processor each, in a process of its own: `add` and `kill` on its standard input.
+
+`ray start` joins no cluster on loopback; this is what Ray's own tests of lost nodes use.
+"""
+
+import os
+import sys
+
+from cluster.local import LOOPBACK_ONLY, client_environment
+
+
+def main() -> None:
+    # Ray reads them when it is imported.
+    os.environ.update(client_environment(create_token=True) | LOOPBACK_ONLY)
+    from ray.cluster_utils import Cluster
+
+    place = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
+    cluster = Cluster(initialize_head=True, head_node_args=place)
+    nodes = [cluster.add_node(**place)]
+    cluster.wait_for_nodes()
+    print(cluster.address, flush=True)
+    for line in sys.stdin:
+        if line.strip() == "add":
+            nodes.append(cluster.add_node(**place))
+        else:
+            cluster.remove_node(nodes.pop(), allow_graceful=False)
+        print("done", flush=True)
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
