@@ -15,13 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipeline.demo import DemoOptions, pack_demo, resolve_path
 from data_pipeline.ledger import audit as audit_ledger
-from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.manifest import Manifest
 from data_pipeline.open_source import open_source
 from data_pipeline.order import SampleOrder
 from data_pipeline.pack import PackOptions, TaskRunner, run_in_processes
 from data_pipeline.pack import pack as pack_source
 from data_pipeline.ray_runner import run_on_ray
-from data_pipeline.shards import open_dataset
+from data_pipeline.shards import open_dataset, read_manifest
 from data_pipeline.verify import verify as verify_dataset
 
 _USER_ERROR, _INTERRUPTED = 2, 130
@@ -112,7 +112,7 @@ def verify(dest: str) -> None:
     """Check every hash, index and image of a packed data set.
 
     Args:
-        dest: folder of the data set, or demo:NAME
+        dest: folder of the data set, its http(s):// or s3:// address, or demo:NAME
     """
     with _progress("verifying") as told:
         manifest = verify_dataset(resolve_path(dest), lambda done, total: told(done, total, 0))
@@ -131,7 +131,7 @@ def order(
     """Print which worker trains on which sample: one JSON line a step.
 
     Args:
-        dest: folder of the data set, or demo:NAME
+        dest: folder of the data set, its http(s):// or s3:// address, or demo:NAME
         seed: seed of the run
         global_batch_size: images a step over all workers
         world_size: number of workers
@@ -142,7 +142,7 @@ def order(
     if num_steps < 0:
         raise ValueError(f"num_steps must be at least 0, got {num_steps}")
     path = resolve_path(dest)
-    manifest = load_manifest(path)
+    manifest = read_manifest(path)
     sample_order = SampleOrder(manifest.shard_sizes, seed, global_batch_size, manifest.digest, slice_images)
     with open_dataset(path) as dataset:
         for step in range(start_step, start_step + num_steps):

@@ -91,6 +91,20 @@ class Fetcher:
             f"{_first_line(failure)}"
         ) from failure
 
+    def fetch_known(self, name: str, file: BinaryIO, num_bytes: int, sha256: str) -> None:
+        """Write a file of known content into `file`, which can be read back. Errors as fetch raises them."""
+
+        def check() -> None:
+            actual_bytes = file.tell()
+            if actual_bytes != num_bytes:
+                raise DamagedDataError(f"got {actual_bytes} bytes, the manifest says {num_bytes}")
+            file.seek(0)
+            actual = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            if actual != sha256:
+                raise DamagedDataError(f"its sha256 is {actual}, the manifest says {sha256}: it was replaced")
+
+        self.fetch(name, file, num_bytes, check)
+
     def fetch_bytes(self, name: str) -> bytes:
         """A small file's content, such as the manifest."""
         buffer = io.BytesIO()
@@ -184,19 +198,7 @@ class RemoteFiles:
                 self._scheduled.discard(record.name)
 
     def _get(self, name: str, num_bytes: int, sha256: str) -> Any:
-        def fetch(file: BinaryIO) -> None:
-            def check() -> None:
-                actual_bytes = file.tell()
-                if actual_bytes != num_bytes:
-                    raise DamagedDataError(f"got {actual_bytes} bytes, the manifest says {num_bytes}")
-                file.seek(0)
-                actual = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-                if actual != sha256:
-                    raise DamagedDataError(f"its sha256 is {actual}, the manifest says {sha256}: it was replaced")
-
-            self._fetcher.fetch(name, file, num_bytes, check)
-
-        return self._cache.get(sha256, num_bytes, fetch)
+        return self._cache.get(sha256, num_bytes, lambda file: self._fetcher.fetch_known(name, file, num_bytes, sha256))
 
 
 def is_remote(path: str) -> bool:

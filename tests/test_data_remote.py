@@ -1,6 +1,7 @@
 """Shards over HTTP from real servers: nginx, and one that misbehaves."""
 
 import logging
+import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 
 from data_pipeline.cache import FileCache
+from data_pipeline.commands import main
 from data_pipeline.dataset import DamagedDataError, Dataset
 from data_pipeline.loader import BatchStream
 from data_pipeline.order import SampleOrder
 from data_pipeline.remote import FetchSettings, redacted
 from data_pipeline.shards import open_dataset, read_manifest
+from data_pipeline.verify import verify
 from tests.data_servers import fetched, misbehaving, nginx
 from tests.data_support import pack_arrays
 
@@ -158,3 +161,55 @@ def test_other_schemes_are_refused_and_secrets_not_shown(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="http, https, s3"):
         remote("pipe://cat", tmp_path)
     assert redacted("https://me:pass@host:8/a/b?sig=1#x") == "https://host:8/a/b"
+
+
+def held(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+
+
+@pytest.mark.needs("nginx")
+def test_shards_are_fetched_ahead_of_need_but_not_beyond_half_of_the_budget(
+    site: tuple[str, Path, np.ndarray], tmp_path: Path
+) -> None:
+    url, _, _ = site
+    with remote(f"{url}/set", tmp_path / "cache") as dataset:
+        shards = dataset.manifest.shards
+    with remote(f"{url}/set", tmp_path / "cache", cache_bytes=5 * shards[0].bytes) as dataset:
+        dataset.prefetch(np.array([4, 1, 3, 0]))
+        deadline = time.monotonic() + 30
+        while len(held(tmp_path / "cache")) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        dataset._files._pool.shutdown(wait=True)  # type: ignore[attr-defined]
+        assert held(tmp_path / "cache") == {shards[4].sha256, shards[1].sha256}
+
+
+@pytest.mark.needs("nginx")
+def test_verify_and_order_work_on_urls_and_keep_nothing(
+    site: tuple[str, Path, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url, folder, _ = site
+    monkeypatch.setenv("RAYDDPM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main(["verify", f"{url}/set"]) == 0
+    assert capsys.readouterr().out.startswith("ok: 60 samples in 6 shards")
+    assert not list(tmp_path.iterdir())
+    assert main(["order", f"{url}/set", "--global-batch-size", "4", "--num-steps", "2"]) == 0
+    there = capsys.readouterr().out
+    assert main(["order", str(folder), "--global-batch-size", "4", "--num-steps", "2"]) == 0
+    assert there == capsys.readouterr().out
+    shard = folder / "images-000004.tar"
+    whole = shard.read_bytes()
+    try:
+        shard.write_bytes(whole[:-1] + b"x")
+        with pytest.raises(DamagedDataError, match=r"images-000004\.tar could not be fetched.*it was replaced"):
+            verify(f"{url}/set", fetch=QUICK)
+        shard.unlink()
+        assert main(["verify", f"{url}/set"]) == 2
+        assert "images-000004.tar" in capsys.readouterr().err
+    finally:
+        shard.write_bytes(whole)
+    assert {path.name for path in tmp_path.iterdir()} == {"cache"}
