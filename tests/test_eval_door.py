@@ -4,12 +4,15 @@ import dataclasses
 import inspect
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from eval.__main__ import COMMANDS, main
-from tests.eval_support import make_run
+from eval.results import all_results
+from tests.eval_support import make_checkpoint, make_run
 
 FAST = ["--device", "cpu", "--num-threads", "1", "--num-bootstrap", "0"]
 PROTOCOL = "fd_efficientnet_lite0_8_ddim2"
@@ -39,6 +42,27 @@ def test_serve_then_report(tmp_path, capsys):
     data = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [result["step"] for result in data["runs"][0]["evaluations"]] == [200, 300]
     assert capsys.readouterr().out.splitlines()[-1].endswith("report.html")
+
+
+def test_once_as_cron_would_run_it(tmp_path):
+    """Two starts that overlap, then one with a new checkpoint, then one with nothing to do: each ends by itself."""
+    run = make_run(tmp_path / "runs", steps=(100, 200), finished=False)
+    command = [sys.executable, "-m", "eval", "serve", str(tmp_path / "runs"), "--once", "--protocol", PROTOCOL, *FAST]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    overlapping = [start(), start()]
+    said = [process.communicate(timeout=300)[0] for process in overlapping]
+    assert [process.returncode for process in overlapping] == [0, 0]
+    assert sum(text.count(f"{PROTOCOL} = ") for text in said) == 2
+    make_checkpoint(run, 300)
+    for expected in (1, 0):
+        process = start()
+        text, errors = process.communicate(timeout=300)
+        assert (process.returncode, text.count(f"{PROTOCOL} = ")) == (0, expected), errors
+    assert [(result["step"], result["attempts"]) for result in all_results(run)] == [(100, 1), (200, 1), (300, 1)]
+    assert not list((tmp_path / "runs" / "evaluators").glob("*.json"))
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,17 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
+import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from eval.backlog import Selection, jobs_of_run
 from eval.blocks import missing_blocks, read_features
@@ -65,6 +70,37 @@ def test_a_killed_actors_block_is_given_to_another(ray_here, tmp_path):
     assert sorted(blocks) == [1, 2, 3]
     assert missing_blocks(folder, job.protocol, SETTINGS) == []
     assert np.isfinite(read_features(folder, job.protocol, SETTINGS)).all()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
+def test_an_evaluator_killed_in_the_middle_is_resumed_by_any_number_of_actors_bit_for_bit(
+    ray_here, tmp_path, before, after
+):
+    """SIGKILL of the whole evaluator, its actors with it, once some of its eight blocks are there."""
+    settings = replace(SETTINGS, block_images=2)
+    torch.set_num_threads(1)
+    whole = Runner(settings, upload=lambda run_directory: None).run(job_in(tmp_path / "whole"))
+    job = job_in(tmp_path / "killed")
+    command = [
+        *(sys.executable, "-m", "eval", "run", str(job.run_directory), "--protocol", PROTOCOL.name, "--device", "cpu"),
+        *("--num-threads", "1", "--num-bootstrap", "2", "--block-images", "2", "--num-actors", str(before)),
+    ]
+    environment = {**os.environ, "RAY_ADDRESS": ray_here.get_runtime_context().gcs_address}
+    evaluator = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(job.work_folder.rglob("block-*.npy")):
+        assert evaluator.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    evaluator.kill()
+    evaluator.wait()
+    assert not job.result_path.exists()
+    from eval.service_pool import RayPool
+
+    resumed = Runner(settings, RayPool(PoolSettings(after)), upload=lambda run_directory: None).run(job)
+    assert resumed["num_blocks_resumed"] >= 1
+    assert resumed["attempts"] == 2
+    assert (resumed["value"], resumed["interval"]) == (whole["value"], whole["interval"])
 
 
 def test_what_the_work_raises_reaches_the_evaluation(ray_here, tmp_path):

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from cluster.lease import try_lease
+from cluster.storage import read_json
 from cluster.tracking import read_metrics
 from data_pipeline.shards import open_dataset
-from eval.backlog import MAX_ATTEMPTS, Selection, jobs_of_run
+from eval.backlog import MAX_ATTEMPTS, Selection, jobs_of_run, pending_jobs
 from eval.blocks import BlockWorker, block_path, missing_blocks
 from eval.features import build_extractor
 from eval.protocol import parse_protocol
@@ -26,8 +27,10 @@ from eval.runner import Runner
 from eval.sampling import sample_images
 from eval.settings import EvaluationSettings
 from eval.statistics import FeatureStatistics, statistics_distance
+from eval.weights import INCEPTION_FILE
 from models.snapshot import load_snapshot
 from tests.eval_support import make_run
+from tests.inception_support import make_inception
 
 SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=8, num_bootstrap=4)
 PROTOCOL = parse_protocol("fd_efficientnet_lite0_20_ddim4")
@@ -113,9 +116,16 @@ def test_with_mlflow_away_the_result_is_kept_and_logged_later(run, tmp_path):
     assert Runner(SETTINGS).run(job)["status"] == "done"
     assert read_result(job.result_path)["status"] == "done"
     (run / "run.json").write_text(json.dumps(described))
+    from mlflow import MlflowClient
+
     from cluster.tracking import Uploader
 
+    [(_, value, seconds)] = read_metrics(run)[f"eval/{PROTOCOL.name}"]
     assert Uploader(run).drain() > 0
+    assert not Uploader(run).pending()
+    client, run_id = MlflowClient(described["tracking_uri"]), read_json(run / "spool" / "mlflow.json")["run_id"]
+    [point] = client.get_metric_history(run_id, f"eval/{PROTOCOL.name}")
+    assert (point.step, point.value, point.timestamp) == (100, value, int(seconds * 1000))
 
 
 def test_a_result_that_is_there_is_not_made_again(run):
@@ -132,14 +142,30 @@ def test_a_job_another_evaluator_holds_is_left_to_it(run):
     assert not job.result_path.exists()
 
 
-def test_missing_weights_block_and_the_evaluation_is_made_once_they_are_there(run, tmp_path):
-    job = job_of(run, parse_protocol("fid_clean_16_ddim2"))
-    blocked = runner(replace(SETTINGS, weights_folder=tmp_path)).run(job)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_weights_that_are_not_there_block_and_the_evaluation_is_made_once_they_are(run, tmp_path, damaged):
+    sha256 = make_inception(tmp_path)
+    file = tmp_path / INCEPTION_FILE
+    good = file.read_bytes()
+    if damaged:
+        file.write_bytes(good[:-1000])
+    else:
+        file.unlink()
+    job = job_of(run, replace(parse_protocol("fid_clean_16_ddim2"), extractor_sha256=sha256))
+    evaluator = runner(replace(SETTINGS, weights_folder=tmp_path))
+    blocked = evaluator.run(job)
     assert blocked["status"] == "blocked"
     assert "fetch-weights" in blocked["reason"]
     assert "value" not in blocked
     assert not job.work_folder.exists() or not list(job.work_folder.rglob("*.npy"))
-    assert "eval/fid_clean_16_ddim2" not in read_metrics(run)
+    assert f"eval/{job.protocol.name}" not in read_metrics(run)
+    selection = Selection(retry_seconds=60)
+    assert pending_jobs([job], selection, blocked["time"] + 59) == []
+    assert pending_jobs([job], selection, blocked["time"] + 60) == [job]
+    file.write_bytes(good)
+    done = evaluator.run(job)
+    assert (done["status"], done["attempts"]) == ("done", 1)
+    assert read_metrics(run)[f"eval/{job.protocol.name}"][0][1] == done["value"]
 
 
 def test_a_damaged_checkpoint_fails_by_name_and_is_left_after_some_attempts(run):
