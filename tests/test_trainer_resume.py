@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -5,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch
 from cluster.launch import Worker
 from cluster.lease import LostLeaseError
 from cluster.spool import read_metrics
-from cluster.storage import DamagedError, complete_directories
+from cluster.storage import DamagedError, complete_directories, read_json
 from data_pipeline.demo import DemoOptions, pack_demo
 from tests.trainer_support import ROOT, command, digits, final_weights, losses, tiny_config, train_locally
 from trainer.checkpoint import step_of
@@ -91,6 +93,38 @@ def test_other_semantics_are_refused_with_a_diff(data: Path, tmp_path: Path) -> 
     expected = r"optim.learning_rate was 0.002, is 1e-05; train.seed was 0, is 1"
     with run_lease(changed.directory) as lease, pytest.raises(ValueError, match=expected):
         open_run(changed, lease)
+
+
+def test_a_forced_change_trains_on_and_is_recorded(data: Path, tmp_path: Path) -> None:
+    train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 2}))
+    changed = tiny_config(data, tmp_path, "run", optim={"learning_rate": 1e-5})
+    planned = train_locally(changed, force_changes=True)
+    recorded = [{"after_step": 2, "changes": ["optim.learning_rate was 0.002, is 1e-05"]}]
+    assert read_json(planned.directory / "run.json")["forced_changes"] == recorded
+    newest = complete_directories(planned.directory / "checkpoints")[-1]
+    assert step_of(newest) == 6
+    assert read_json(newest / "state.json")["forced_changes"] == recorded
+    rates = [value for _, value, _ in read_metrics(planned.directory)["train/learning_rate"]]
+    assert rates == [0.0, 0.001, *[1e-5] * 4]
+    longer = train_locally(dataclasses.replace(changed, train=dataclasses.replace(changed.train, num_steps=7)))
+    assert read_json(longer.directory / "run.json")["forced_changes"] == recorded
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [({"model": {"num_res_blocks": 2}}, "other names or shapes"), ({"ema": {"decay": 0.5}}, "were made with 0.999")],
+)
+def test_a_change_that_no_checkpoint_fits_cannot_be_forced(
+    data: Path, tmp_path: Path, sections: dict[str, dict[str, Any]], problem: str
+) -> None:
+    planned = train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 2}))
+    before = (planned.directory / "run.json").read_text()
+    config = planned.config
+    for name, values in sections.items():
+        config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **values)})
+    with pytest.raises(ValueError, match=problem):
+        train_locally(config, force_changes=True)
+    assert (planned.directory / "run.json").read_text() == before
 
 
 def test_changed_data_are_refused(tmp_path: Path) -> None:

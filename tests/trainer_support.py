@@ -56,12 +56,14 @@ def tiny_config(data: Path, storage: Path, name: str, **sections: dict[str, Any]
     return dataclasses.replace(base, model=TINY_MODEL, **changed)
 
 
-def train_locally(config: Config, function: Callable[[Worker, str], None] = train_worker) -> Plan:
+def train_locally(
+    config: Config, function: Callable[[Worker, str], None] = train_worker, force_changes: bool = False
+) -> Plan:
     """The run as `--launcher local` does it, without the uploader."""
     planned = plan(config, "tiny")
     workers = planned.config.workers
     with run_lease(planned.directory) as lease:
-        open_run(planned, lease)
+        open_run(planned, lease, force_changes)
         launch_local(function, planned.directory, Resources(workers.num_workers, False, 1, 0, 60))
         close_run(planned, "FINISHED")
     return planned

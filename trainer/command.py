@@ -32,6 +32,7 @@ class Options(NamedTuple):
     preset: str
     launcher: Literal["ray", "local"]
     dry_run: bool
+    force_changes: bool
     config: Config
 
 
@@ -45,7 +46,7 @@ def parse(arguments: list[str]) -> Options:
     except ArgumentError as error:
         raise ValueError(_one_line(str(error))) from error
     config = Config(**{name: sections[name] for name in Config.__dataclass_fields__})
-    return Options(preset, parsed.launcher, parsed.dry_run, config)
+    return Options(preset, parsed.launcher, parsed.dry_run, parsed.force_changes, config)
 
 
 def main(arguments: list[str]) -> int:
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
         if options.launcher == "local" and in_torchrun() and int(os.environ["RANK"]) > 0:
             return _follow(planned)
         with run_lease(planned.directory) as lease:
-            unfinished = open_run(planned, lease)
+            unfinished = open_run(planned, lease, options.force_changes)
             print(f"run {planned.config.run.name} in {planned.directory}", flush=True)
             if unfinished:
                 return _run(planned, options.launcher)
@@ -134,6 +135,9 @@ def _parser(preset: str) -> ArgumentParser:
         "--launcher", type=Literal["ray", "local"], default="ray", help="local: plain processes on this machine"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resulting run as JSON and exit")
+    parser.add_argument(
+        "--force-changes", action="store_true", help="go on with a run although what it trains was changed; recorded"
+    )
     values = to_dict(PRESETS[preset]())
     for name, section in Config.__dataclass_fields__.items():
         parser.add_class_arguments(section.type, name)

@@ -1,6 +1,7 @@
 """A run as planned: everything that can be wrong is found here, before a worker is started."""
 
 import importlib.metadata
+import json
 import logging
 import os
 import time
@@ -18,13 +19,14 @@ from cluster.launch import in_ray_job
 from cluster.lease import Lease, holding
 from cluster.process import git_commit
 from cluster.spool import Spool
-from cluster.storage import read_json, write_json_atomic
+from cluster.storage import complete_directories, read_json, write_json_atomic
 from cluster.tracking import default_tracking_uri
 from data_pipeline.demo import resolve_path
 from data_pipeline.manifest import Manifest
 from data_pipeline.shards import read_manifest, reading_options
-from models.config import build_model
-from trainer.config import Config, digest, flatten, semantics, to_dict
+from eval.results import checkpoint_step
+from models.config import ModelConfig, build_model
+from trainer.config import Config, digest, flatten, from_dict, semantics, to_dict
 
 LEASE_STALE_SECONDS = 30.0
 _log = logging.getLogger(__name__)
@@ -98,15 +100,24 @@ def run_lease(directory: Path) -> Iterator[Lease]:
         yield lease
 
 
-def open_run(plan: Plan, lease: Lease) -> bool:
+def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
     """Create the run directory, or reopen it if it holds the same run. True if there is something left to train.
 
-    lease: held by the caller. Raises ValueError with a diff if the directory holds a run of other semantics.
+    lease: held by the caller. Raises ValueError with a diff if the directory holds a run of other semantics, unless
+    force_changes: then the diff goes into run.json, into every checkpoint from now on, and to MLflow.
     """
     path = plan.directory / "run.json"
     previous = read_json(path) if path.exists() else None
-    if previous is not None:
-        _refuse_changes(plan, previous["semantics"])
+    forced_changes = previous["forced_changes"] if previous else []
+    if previous is not None and (changed := _changes(plan, previous["semantics"])):
+        if not force_changes:
+            raise ValueError(
+                f"{plan.directory} holds another run ({'; '.join(changed)}): give this one another --run.name, or the "
+                "values it had (--force-changes trains on regardless, and records it)"
+            )
+        _refuse_misfits(plan, from_dict(previous["config"]))
+        forced_changes.append({"after_step": _newest_step(plan.directory), "changes": changed})
+        _log.warning("%s goes on with changes: %s", plan.directory, "; ".join(changed))
     plan.directory.mkdir(parents=True, exist_ok=True)
     config = plan.config
     run = {
@@ -125,6 +136,7 @@ def open_run(plan: Plan, lease: Lease) -> bool:
         "experiment": config.run.experiment,
         "git_commit": git_commit(),
         "faults": requested(),
+        "forced_changes": forced_changes,
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
     }
     if is_finished(plan):
@@ -163,24 +175,45 @@ def _announce(plan: Plan, run: dict[str, Any]) -> None:
             "world_size": plan.config.workers.num_workers,
             "strategy": plan.config.workers.strategy,
             "run_directory": plan.directory,
+            **({"forced_changes": json.dumps(run["forced_changes"])} if run["forced_changes"] else {}),
         }
     )
     spool.status("RUNNING")
     spool.close()
 
 
-def _refuse_changes(plan: Plan, previous: dict[str, Any]) -> None:
+def _changes(plan: Plan, previous: dict[str, Any]) -> list[str]:
     now = plan.semantics
-    changed = [
+    return [
         f"{name} was {previous.get(name)!r}, is {now.get(name)!r}"
         for name in sorted(now.keys() | previous.keys())
         if previous.get(name) != now.get(name)
     ]
-    if changed:
+
+
+def _refuse_misfits(plan: Plan, previous: Config) -> None:
+    """Changes that cannot be forced, because the checkpoints of the run would not fit."""
+    if plan.config.ema.decay != previous.ema.decay:
         raise ValueError(
-            f"{plan.directory} holds another run ({'; '.join(changed)}): "
-            "give this one another --run.name, or the values it had"
+            f"ema.decay {plan.config.ema.decay} cannot be forced on {plan.directory}: its averages were made with "
+            f"{previous.ema.decay}; give this one another --run.name"
         )
+    if _shapes(plan.config.model) != _shapes(previous.model):
+        raise ValueError(
+            f"these model.* values cannot be forced on {plan.directory}: its weights have other names or shapes; "
+            "give this one another --run.name"
+        )
+
+
+def _shapes(model: ModelConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in build_model(model).named_parameters()}
+
+
+def _newest_step(directory: Path) -> int:
+    """The step of the newest checkpoint, 0 if there is none."""
+    checkpoints = complete_directories(directory / "checkpoints")
+    return checkpoint_step(checkpoints[-1].name) if checkpoints else 0
 
 
 def _read_manifest(config: Config) -> Manifest:

@@ -59,7 +59,9 @@ def _train(worker: Worker, directory: Path, run: dict[str, Any]) -> None:
     model = build_model(config.model).to(objective.dtype)
     engine = make_engine(model, objective, config, worker)
     ema = engine.make_ema(config.ema)
-    provenance = {name: run[name] for name in ("run", "uid", "config_digest", "manifest_digest", "versions")}
+    provenance = {
+        name: run[name] for name in ("run", "uid", "config_digest", "manifest_digest", "versions", "forced_changes")
+    }
     lease = Lease(directory / "lease.json", run["lease_token"], run["num_attempts"], LEASE_STALE_SECONDS)
     lease.check()
     store = CheckpointStore(directory, config, lease, provenance, faults)
