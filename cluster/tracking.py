@@ -221,6 +221,7 @@ def _quiet_mlflow() -> None:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -54,7 +54,16 @@ class Running:
         self.process: BaseProcess = _CONTEXT.Process(
             target=_door, args=(arguments, environment, str(self._log), prepare)
         )
+        self._log.touch()
         self.process.start()
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What still runs, because a test failed, is killed."""
+        self.process.kill()
+        self.process.join()
 
     @property
     def output(self) -> str:
@@ -66,15 +75,14 @@ class Running:
 
     def wait(self, seconds: float = 120.0) -> Ended:
         self.process.join(seconds)
-        if self.process.exitcode is None:
-            self.process.kill()
-            raise AssertionError(f"still running after {seconds} s: {self.output[-2000:]}")
+        assert self.process.exitcode is not None, f"still running after {seconds} s: {self.output[-2000:]}"
         return Ended(self.process.exitcode, self.output)
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> Ended:
     """The door to its end. folder: where its output is kept."""
-    return Running(folder, list(arguments), environment).wait()
+    with Running(folder, list(arguments), environment) as running:
+        return running.wait()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:

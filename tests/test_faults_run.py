@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,17 +48,18 @@ def train(data: Path | str, storage: Path, name: str, *arguments: str, **environ
     return run(storage / "logs", *arguments_for(data, storage, name), *arguments, **environment)
 
 
-def start_paced(data: Path, storage: Path, name: str) -> Running:
+@contextmanager
+def paced(data: Path, storage: Path, name: str) -> Iterator[Running]:
     """A run whose steps take 0.3 s, once it has the checkpoint of step 2."""
-    running = Running(storage / "logs", arguments_for(data, storage, name), PACED)
-    wait_for(lambda: checkpoint_names(storage / name) == ["step-00000002"])
-    return running
+    with Running(storage / "logs", arguments_for(data, storage, name), PACED) as running:
+        wait_for(lambda: checkpoint_names(storage / name) == ["step-00000002"])
+        yield running
 
 
 def test_the_death_of_the_launching_process_costs_no_sample(data: Path, storage: Path, unbroken: Path) -> None:
-    running = start_paced(data, storage, "driver")
-    running.send(signal.SIGKILL)
-    assert running.wait().code == -signal.SIGKILL
+    with paced(data, storage, "driver") as running:
+        running.send(signal.SIGKILL)
+        assert running.wait().code == -signal.SIGKILL
     resumed = train(data, storage, "driver")
     assert resumed.code == 0, resumed.output
     assert "training from step 0 " not in resumed.output
@@ -65,21 +67,21 @@ def test_the_death_of_the_launching_process_costs_no_sample(data: Path, storage:
 
 
 def test_who_lost_the_lease_while_it_slept_writes_nothing_more(data: Path, storage: Path, unbroken: Path) -> None:
-    sleeper = start_paced(data, storage, "lease")
-    directory = storage / "lease"
-    sleeper.send(signal.SIGSTOP)
-    refused = train(data, storage, "lease")
-    assert refused.code == 2
-    assert "is being trained by another process" in refused.output
-    lease = directory / "lease.json"
-    content = json.loads(lease.read_text())
-    lease.write_text(json.dumps(content | {"heartbeat": content["heartbeat"] - 2 * LEASE_STALE_SECONDS}))
-    successor = train(data, storage, "lease")
-    assert successor.code == 0, successor.output
-    before = [path.name for path in complete_directories(directory / "checkpoints")]
-    spool = (directory / "spool" / "train.jsonl").read_bytes()
-    sleeper.send(signal.SIGCONT)
-    ended = sleeper.wait()
+    with paced(data, storage, "lease") as sleeper:
+        directory = storage / "lease"
+        sleeper.send(signal.SIGSTOP)
+        refused = train(data, storage, "lease")
+        assert refused.code == 2
+        assert "is being trained by another process" in refused.output
+        lease = directory / "lease.json"
+        content = json.loads(lease.read_text())
+        lease.write_text(json.dumps(content | {"heartbeat": content["heartbeat"] - 2 * LEASE_STALE_SECONDS}))
+        successor = train(data, storage, "lease")
+        assert successor.code == 0, successor.output
+        before = [path.name for path in complete_directories(directory / "checkpoints")]
+        spool = (directory / "spool" / "train.jsonl").read_bytes()
+        sleeper.send(signal.SIGCONT)
+        ended = sleeper.wait()
     assert ended.code == 1
     assert "lease.json was taken over by another process" in ended.output
     assert [path.name for path in complete_directories(directory / "checkpoints")] == before
@@ -110,8 +112,8 @@ def jumping_clock() -> None:
 
 
 def test_a_jumping_clock_changes_neither_saves_nor_samples(data: Path, storage: Path, unbroken: Path) -> None:
-    jumping = Running(storage / "logs", arguments_for(data, storage, "clock"), PACED, prepare=jumping_clock)
-    ended = jumping.wait()
+    with Running(storage / "logs", arguments_for(data, storage, "clock"), PACED, prepare=jumping_clock) as jumping:
+        ended = jumping.wait()
     assert ended.code == 0, ended.output
     directory = storage / "clock"
     times = [seconds for _, _, seconds in read_metrics(directory)["train/loss"]]
