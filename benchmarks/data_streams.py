@@ -114,9 +114,10 @@ def ours(root: Path, channels_last: bool) -> Batches:
     with open_dataset(root / "ours", memory_bytes=0) as dataset:
         manifest = dataset.manifest
         order = SampleOrder(manifest.shard_sizes, 0, BATCH, manifest.digest)
-        settings = {"channels_last": channels_last, "flips": lambda counters: np.random.rand(len(counters)) < 0.5}
-        with BatchStream(dataset, order, num_threads=NUM_WORKERS, **settings) as stream:
+        with BatchStream(dataset, order, num_threads=NUM_WORKERS, channels_last=channels_last) as stream:
             for batch in stream:
+                mirrored = torch.rand(len(batch.images)) < 0.5  # the trainer mirrors on its device
+                batch.images[mirrored] = batch.images[mirrored].flip(-1)
                 yield batch.images
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -65,13 +65,11 @@ class BatchStream:
         num_prefetch_batches: int = 4,
         pin_memory: bool = False,
         channels_last: bool = False,
-        flips: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         """rank, world_size: whose share of each step. num_prefetch_batches: decoded ahead, at least 1.
 
         pin_memory: page-locked batches, for asynchronous copies to a GPU. channels_last: images keep the strides
-        that decoding gives them (torch.channels_last), which saves a copy; the values are the same. flips: from
-        counters (b,) int64 to (b,) bool, the images to mirror, for trainers that do not do it on the device.
+        that decoding gives them (torch.channels_last), which saves a copy; the values are the same.
         Raises ValueError if the order was made for another data set or a number is out of range.
         """
         if (order.digest, order.num_samples) != (dataset.manifest.digest, len(dataset)):
@@ -88,7 +86,7 @@ class BatchStream:
         """Total time that next() has waited for a batch"""
         self._dataset, self._order = dataset, order
         self._rank, self._world_size = rank, world_size
-        self._pin_memory, self._channels_last, self._flips = pin_memory, channels_last, flips
+        self._pin_memory, self._channels_last = pin_memory, channels_last
         self._free_buffers: deque[np.ndarray] = deque()
         self._scratch = threading.local()
         self._next_step = self._planned_to = start_step
@@ -138,10 +136,9 @@ class BatchStream:
             self._extend_plan()
         counters, samples = self._plan.popleft()
         buffer = self._empty_batch(len(samples))
-        mirrored = self._flips(counters) if self._flips else np.zeros(len(samples), dtype=bool)
         bounds = np.linspace(0, len(samples), min(self._num_slices, len(samples)) + 1).astype(int)
         slices = [
-            self._pool.submit(self._decode, samples[begin:end], mirrored[begin:end], buffer[begin:end])
+            self._pool.submit(self._decode, samples[begin:end], buffer[begin:end])
             for begin, end in itertools.pairwise(bounds)
         ]
         self._pending.append(_Pending(self._next_step, counters, buffer, slices))
@@ -158,17 +155,17 @@ class BatchStream:
         shards, first_use = np.unique(self._dataset.shards_of(samples), return_index=True)
         self._dataset.prefetch(shards[np.argsort(first_use)])
 
-    def _decode(self, samples: np.ndarray, mirrored: np.ndarray, out: torch.Tensor) -> None:
+    def _decode(self, samples: np.ndarray, out: torch.Tensor) -> None:
         """out: (k, C, H, W) uint8, a part of a batch."""
         if not hasattr(self._scratch, "image"):
             self._scratch.image = np.empty(self._dataset.image_shape, dtype=np.uint8)
         scratch = self._scratch.image
-        for sample, mirror, image in zip(samples, mirrored, out.permute(0, 2, 3, 1).numpy(), strict=True):
-            if self._channels_last and not mirror:
+        for sample, image in zip(samples, out.permute(0, 2, 3, 1).numpy(), strict=True):
+            if self._channels_last:
                 self._dataset.read_into(int(sample), image)
-                continue
-            self._dataset.read_into(int(sample), scratch)
-            image[...] = scratch[:, ::-1] if mirror else scratch
+            else:
+                self._dataset.read_into(int(sample), scratch)
+                image[...] = scratch
 
     def _empty_batch(self, num_images: int) -> torch.Tensor:
         """(b, C, H, W) uint8 of undefined content."""

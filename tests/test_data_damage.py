@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import io
 import multiprocessing
 import os
 import signal
@@ -110,6 +111,24 @@ def test_samples_are_refused_before_decoding_if_their_size_is_wrong(encoding: st
         decode_into(data[: len(data) // 2], encoding, out)
     with pytest.raises(ValueError, match=r"."):
         decode_into(b"", encoding, out)
+
+
+class Exploit:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.mkdir, (self.path,)
+
+
+def test_a_stored_array_of_pickles_is_refused_unread(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Exploit(str(tmp_path / "owned"))]), allow_pickle=True)
+    with pytest.raises(ValueError, match="npy of object"):
+        decode_into(buffer.getvalue(), "npy", np.empty((16, 16, 3), dtype=np.uint8))
+    assert not (tmp_path / "owned").exists()
 
 
 def test_a_grey_png_in_a_colour_set_is_refused() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,8 +125,9 @@ def test_pack_verify_and_order_from_the_command_line(tmp_path: Path, capsys: pyt
     write_folder(tmp_path / "in", 23)
     dest = str(tmp_path / "out")
     arguments = ["pack", str(tmp_path / "in"), dest, "--image-size", "8", "--samples-per-shard", "5"]
-    status, out, _ = run(capsys, *arguments)
+    status, out, shown = run(capsys, *arguments)
     assert status == 0
+    assert re.search(r"packing .*23/23 \d+ images/s, 0 refused, remaining", " ".join(shown.split()))
     assert "23 RGB images of 8x8 in 5 shards" in out
     assert run(capsys, *arguments)[0] == 0
     status, out, _ = run(capsys, "verify", dest)
