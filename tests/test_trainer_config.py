@@ -78,6 +78,7 @@ def test_no_arguments_mean_the_demo() -> None:
             "workers.num_workers 3 is more than the 2 clipping slices",
         ),
         (["--workers.min_workers", "9"], "workers.min_workers 9"),
+        (["--workers.compile", "true", "--workers.strategy", "zero3"], "workers.strategy zero3"),
         (["--ema.decay", "1.5"], "1.5"),
         (["stray"], "stray"),
     ],

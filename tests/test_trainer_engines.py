@@ -149,6 +149,17 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(data: Path) -> None:
         torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.needs("g++")
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_a_compiled_network_trains_the_same_run(data: Path, tmp_path: Path, strategy: str) -> None:
+    plain = train_locally(tiny_config(data, tmp_path, "plain")).directory
+    workers = {"num_workers": 2, "strategy": strategy, "compile": True}
+    compiled = train_locally(tiny_config(data, tmp_path, "compiled", workers=workers)).directory
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)
+    assert losses(compiled) != losses(plain)  # which shows that other code ran
+    assert final_weights(compiled).keys() == final_weights(plain).keys()
+
+
 def test_bf16_trains_float32_weights(data: Path) -> None:
     config = tiny_config(data, Path("/unused"), "unused", train={"precision": "bf16"})
     torch.manual_seed(0)

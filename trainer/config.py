@@ -163,6 +163,8 @@ class WorkersConfig:
     """One GPU for each worker; on a machine of its own without any, the CPU instead."""
     cpus_per_worker: int = 1
     """Cores reserved, and torch threads used, for each worker."""
+    compile: bool = False
+    """Compile the network (torch.compile): the first step takes minutes, later ones less; losses differ by rounding."""
     max_failures: int = 3
     """So many worker failures are answered by a restart from the newest checkpoint; -1: without limit."""
     step_timeout_seconds: int = 300
@@ -175,6 +177,11 @@ class WorkersConfig:
         for name in ("num_workers", "cpus_per_worker", *timeouts):
             if getattr(self, name) < 1:
                 raise ValueError(f"workers.{name} {getattr(self, name)} must be at least 1")
+        if self.compile and self.strategy == "zero3":
+            raise ValueError(
+                "workers.compile true does not go with workers.strategy zero3, which moves weights in and out of the "
+                "network as it runs: use zero2, or do not compile"
+            )
         if not 0 <= self.min_workers <= self.num_workers:
             raise ValueError(
                 f"workers.min_workers {self.min_workers} must be at most workers.num_workers {self.num_workers}, "

@@ -77,6 +77,8 @@ class Engine(Protocol):
 
 def make_engine(model: nn.Module, objective: Objective, config: Config, worker: Worker) -> Engine:
     """The engine that `workers.strategy` names. model: on any device, the same weights on every worker."""
+    if config.workers.compile:
+        model.compile()  # in place: its parameters keep their names
     if config.workers.strategy == "ddp":
         return DdpEngine(model, objective, config, worker)
     # DeepSpeed takes seconds to import, and only these engines need it.

@@ -18,6 +18,7 @@ from trainer.checkpoint import BackgroundSaver, CheckpointStore, Saved, capture
 from trainer.config import Config
 from trainer.engines import Engine, StepResult
 from trainer.objective import Objective
+from trainer.throughput import model_flops_per_image, peak_flops_per_second
 
 _NUM_QUARTILES = 4
 
@@ -37,6 +38,9 @@ class MetricsHook:
         clock: Callable[[], float] = time.perf_counter,
     ):
         """spool: given on rank 0 alone. clock: seconds."""
+        if spool is not None:
+            self._flops_per_image = model_flops_per_image(config.model)
+            self._peak = worker.world_size * peak_flops_per_second(worker.device, config.train.precision)
         self._config, self._worker, self._objective = config, worker, objective
         self._engine, self._ema, self._stream, self._spool, self._clock = engine, ema, stream, spool, clock
         self._counters: list[Tensor] = []
@@ -49,6 +53,9 @@ class MetricsHook:
         if step % self._config.train.log_every_steps == 0 or step == self._config.train.num_steps:
             values = self._loss_values() | self._speed_values(len(self._losses))
             if self._spool is not None:
+                flops_per_second = values["train/images_per_second"] * self._flops_per_image
+                values["train/model_flops_per_second"] = flops_per_second
+                values["train/model_flops_fraction_of_peak"] = flops_per_second / self._peak
                 values["train/grad_norm"] = result.grad_norm.item()
                 values["train/learning_rate"] = self._engine.learning_rate(batch.step)
                 values["train/images_seen"] = step * self._config.train.global_batch_size

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -81,6 +82,8 @@ def plan(config: Config, preset: str) -> Plan:
     if config.workers.use_gpu and not _may_have_gpu():
         _log.warning("no GPU on this machine: the workers use its CPU")
         config = replace(config, workers=replace(config.workers, use_gpu=False))
+    if config.workers.compile and not config.workers.use_gpu:
+        _check_compiler()
     if not config.run.name:
         name = f"{preset}-{digest(semantics(config, manifest.digest))[:8]}"
         config = replace(config, run=replace(config.run, name=name))
@@ -108,7 +111,7 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
     """
     path = plan.directory / "run.json"
     previous = read_json(path) if path.exists() else None
-    forced_changes = previous["forced_changes"] if previous else []
+    forced_changes = previous.get("forced_changes", []) if previous else []
     if previous is not None and (changed := _changes(plan, previous["semantics"])):
         if not force_changes:
             raise ValueError(
@@ -247,6 +250,16 @@ def _absolute_path(path: str, name: str) -> str:
             f"{name} {path!r} is relative, but a Ray job runs in a temporary copy of the code: give an absolute path"
         )
     return os.path.abspath(expanded)
+
+
+def _check_compiler() -> None:
+    """torch.compile writes C++ for the CPU."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"workers.compile true needs the compiler {compiler}, which is not on the PATH: install it, name another "
+            "in CXX, or do not compile"
+        )
 
 
 def _may_have_gpu() -> bool:
