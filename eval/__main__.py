@@ -243,7 +243,8 @@ def _check_run(run_directory: Path) -> None:
 
 def _log_to_stdout() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    for name in ("mlflow", "apscheduler", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _stop_on_signals() -> threading.Event:

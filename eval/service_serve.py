@@ -21,6 +21,7 @@ def serving(storage: Path, protocols: Sequence[Protocol], selection: Selection, 
     except ImportError as error:
         raise ValueError('--port needs Ray Serve: pip install "ray[serve]"') from error
     connect()
+    _shut_down_if_only_ours(serve)  # left by an evaluator that was killed; Serve would keep to its port
     # Built inside the replica: an application holds locks, which cannot travel.
     ingress: Any = serve.ingress(lambda: build_app(storage, protocols, selection))
     page: Any = serve.deployment(ingress(), name="page", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=32)
@@ -29,4 +30,12 @@ def serving(storage: Path, protocols: Sequence[Protocol], selection: Selection, 
     try:
         yield f"http://127.0.0.1:{port}/"
     finally:
+        _shut_down_if_only_ours(serve)
+
+
+def _shut_down_if_only_ours(serve: Any) -> None:
+    """End the page, and Serve with it unless it serves others: its proxy would hold the port."""
+    if set(serve.status().applications) <= {_APPLICATION}:
+        serve.shutdown()
+    else:
         serve.delete(_APPLICATION)
