@@ -47,7 +47,7 @@ def encode(image: np.ndarray, encoding: Encoding, jpeg_quality: int = 95) -> byt
 
 
 def decode_into(data: bytes, extension: str, out: np.ndarray) -> None:
-    """Decode a stored sample into `out`, (H, W, C) uint8, C-contiguous.
+    """Decode a stored sample into `out`, (H, W, C) uint8 of any strides; fastest in C order or as a view of planes.
 
     Raises ValueError if the sample is undecodable or has another size, before its pixels are decoded.
     """
@@ -103,8 +103,20 @@ def fast_png_pixels(data: bytes, image: Image.Image) -> np.ndarray | None:
 def _decode_jpeg(data: bytes, out: np.ndarray) -> None:
     height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     _check_size((height, width), out)
+    channels = out.shape[2]
     # The fast flags of the decoder change pixels and bring nothing measurable.
-    simplejpeg.decode_jpeg(data, _JPEG_COLORSPACE[out.shape[2]], fastdct=False, fastupsample=False, buffer=out)
+    if out.flags.c_contiguous:
+        simplejpeg.decode_jpeg(data, _JPEG_COLORSPACE[channels], fastdct=False, fastupsample=False, buffer=out)
+        return
+    if channels == 1:
+        out[...] = simplejpeg.decode_jpeg(data, "GRAY", fastdct=False, fastupsample=False)
+        return
+    # Planes are cut from four-byte pixels, which processors do many at a time, unlike from three-byte ones.
+    pixels = np.empty((height, width), dtype="<u4")
+    simplejpeg.decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=pixels)
+    for channel in range(3):
+        np.copyto(out[..., channel], pixels, casting="unsafe")
+        np.right_shift(pixels, 8, out=pixels)
 
 
 def _decode_png(data: bytes, out: np.ndarray) -> None:

@@ -156,7 +156,7 @@ class Dataset:
         return image
 
     def read_into(self, index: int, out: np.ndarray) -> None:
-        """The same into `out`, (H, W, C) uint8, C-contiguous."""
+        """The same into `out`, (H, W, C) uint8 of any strides."""
         shard, row = self._place(index)
         if self._decoded is not None and self._decoded.copy_to(index, out):
             return

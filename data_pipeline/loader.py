@@ -5,7 +5,6 @@ batch without a copy between processes.
 """
 
 import itertools
-import threading
 import time
 import weakref
 from collections import deque
@@ -88,7 +87,6 @@ class BatchStream:
         self._rank, self._world_size = rank, world_size
         self._pin_memory, self._channels_last = pin_memory, channels_last
         self._free_buffers: deque[np.ndarray] = deque()
-        self._scratch = threading.local()
         self._next_step = self._planned_to = start_step
         self._plan: deque[tuple[np.ndarray, np.ndarray]] = deque()
         self._pending: deque[_Pending] = deque()
@@ -157,15 +155,8 @@ class BatchStream:
 
     def _decode(self, samples: np.ndarray, out: torch.Tensor) -> None:
         """out: (k, C, H, W) uint8, a part of a batch."""
-        if not hasattr(self._scratch, "image"):
-            self._scratch.image = np.empty(self._dataset.image_shape, dtype=np.uint8)
-        scratch = self._scratch.image
         for sample, image in zip(samples, out.permute(0, 2, 3, 1).numpy(), strict=True):
-            if self._channels_last:
-                self._dataset.read_into(int(sample), image)
-            else:
-                self._dataset.read_into(int(sample), scratch)
-                image[...] = scratch
+            self._dataset.read_into(int(sample), image)
 
     def _empty_batch(self, num_images: int) -> torch.Tensor:
         """(b, C, H, W) uint8 of undefined content."""

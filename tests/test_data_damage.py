@@ -113,6 +113,21 @@ def test_samples_are_refused_before_decoding_if_their_size_is_wrong(encoding: st
         decode_into(b"", encoding, out)
 
 
+@pytest.mark.parametrize("encoding", ["png", "npy", "jpg"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_decoding_into_planes_gives_the_same_pixels(encoding: str, channels: int) -> None:
+    image = photo(45, height=45)[..., :channels]
+    data = encode(image, encoding)  # type: ignore[arg-type]
+    pixels = np.empty((45, 45, channels), dtype=np.uint8)
+    planes = np.empty((2, channels, 45, 45), dtype=np.uint8)
+    decode_into(data, encoding, pixels)
+    decode_into(data, encoding, planes[1].transpose(1, 2, 0))
+    np.testing.assert_array_equal(planes[1], pixels.transpose(2, 0, 1))
+    wide = np.zeros((45, 90, channels), dtype=np.uint8)
+    decode_into(data, encoding, wide[:, ::2])
+    np.testing.assert_array_equal(wide[:, ::2], pixels)
+
+
 class Exploit:
     """Unpickling this makes a folder."""
 
