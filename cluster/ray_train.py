@@ -29,6 +29,7 @@ def launch_ray(
 
     Ray's own run state goes to a folder of this attempt alone: our checkpoints, not Ray's, say where a run stands, and
     a damaged or half-written Ray state file of an earlier attempt must not stop the next one.
+    Raises LaunchError when the workers failed too often, ValueError if a cluster of this process has no room for them.
     """
     if not in_ray_job():
         os.environ.update(_settings(os.environ.get("RAY_ADDRESS", "")))
@@ -40,6 +41,8 @@ def launch_ray(
         # Inside a job the job's own environment applies and already has the code on its path.
         ray.init(**({} if in_ray_job() else _own_cluster()))
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
+    if "RAY_ADDRESS" not in os.environ and not in_ray_job():
+        _check_room(ray.cluster_resources(), per_worker, resources)
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={
@@ -64,6 +67,18 @@ def launch_ray(
             pool.submit(trainer.fit).result()
     except ray.train.TrainingFailedError as error:
         raise LaunchError(str(error)) from error
+
+
+def _check_room(has: dict[str, float], per_worker: dict[str, float], resources: Resources) -> None:
+    """A cluster of one machine never grows, and Ray would wait for ever; others may."""
+    num_workers = resources.min_workers or resources.num_workers
+    for name, wanted in per_worker.items():
+        if num_workers * wanted > has.get(name, 0):
+            raise ValueError(
+                f"{num_workers} workers with {wanted:g} {name} each do not fit on this machine, which has "
+                f"{has.get(name, 0):g}: lower workers.num_workers, set workers.min_workers, join a cluster by "
+                "RAY_ADDRESS, or use --launcher local"
+            )
 
 
 def _num_workers(resources: Resources) -> dict[str, Any]:

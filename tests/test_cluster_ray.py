@@ -81,6 +81,13 @@ def test_ray_job_submit_trains_the_run_that_plain_processes_train(cluster: Clust
     assert losses(tmp_path / "ray" / "run") == losses(tmp_path / "local" / "run")
 
 
+def test_more_workers_than_this_machine_has_room_for_are_refused(data: Path, tmp_path: Path) -> None:
+    refused = command("--workers.num_workers", "60", "--data.path", str(data), "--run.storage", str(tmp_path))
+    assert refused.returncode == 2
+    assert "error: 60 workers with 1 CPU each do not fit on this machine" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_a_user_error_in_a_job_ends_it_with_one_line(cluster: Cluster, tmp_path: Path) -> None:
     finished = cluster("submit", "--", "--preset", "demo", "--run.storage", "relative")
     assert finished.returncode == 1

@@ -1,5 +1,7 @@
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,6 +97,16 @@ def test_wrong_input_ends_with_code_2_and_one_helpful_line(
     assert error.count("\n") == 1
     assert named in error
     assert not storage.exists()
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = digits(tmp_path / "data")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * 2**20))
+    assert main(["--data.path", str(data), "--run.storage", str(tmp_path / "runs" / "of" / "mine")]) == 2
+    assert "has 3 MiB free, a checkpoint takes 11 MiB" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_command_itself_shows_no_traceback() -> None:

@@ -90,6 +90,7 @@ def plan(config: Config, preset: str) -> Plan:
     if not config.run.tracking_uri:
         uri = default_tracking_uri(Path(config.run.storage))
         config = replace(config, run=replace(config.run, tracking_uri=uri))
+    _check_disk(config)
     return Plan(config, manifest, Path(config.run.storage) / config.run.name)
 
 
@@ -250,6 +251,20 @@ def _absolute_path(path: str, name: str) -> str:
             f"{name} {path!r} is relative, but a Ray job runs in a temporary copy of the code: give an absolute path"
         )
     return os.path.abspath(expanded)
+
+
+def _check_disk(config: Config) -> None:
+    """The storage has room for a checkpoint: the weights, their average and two moments, float32."""
+    needed = 4 * 4 * num_parameters(config)
+    folder = Path(config.run.storage)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"run.storage {config.run.storage} has {free / 2**20:.0f} MiB free, a checkpoint takes "
+            f"{needed / 2**20:.0f} MiB: free some, or give another folder"
+        )
 
 
 def _check_compiler() -> None:
