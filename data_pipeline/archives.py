@@ -2,28 +2,28 @@
 
 import stat
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.dataset import read_at
-from data_pipeline.sources import MAX_FILE_BYTES, Entry, Refusal, Sample, changed_at, is_image_name, key_of, unique_keys
+from data_pipeline.sources import (
+    MAX_FILE_BYTES,
+    Entry,
+    FilesSource,
+    Refusal,
+    Sample,
+    is_image_name,
+    key_of,
+    unique_keys,
+)
 from data_pipeline.tar_index import TarMember, check_member_name, split_name, tar_members
 
 _MAX_METADATA_BYTES = 1 << 20
 
 
-class TarSource:
+class TarSource(FilesSource):
     """The images of one or more uncompressed tars, such as WebDataset shards; a sample's .json goes along."""
 
     kind = "tar"
-    image_size: int | None = None
-    image_channels = 3
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.num_ignored = 0
-        self.refused: list[Refusal] = []
-        self._paths = list(paths)
 
     def entries(self) -> list[Entry]:
         found: list[Entry] = []
@@ -47,9 +47,6 @@ class TarSource:
         number, image, metadata = entry.place
         return Sample(self._bytes(number, image), self._bytes(number, metadata) if metadata else None)
 
-    def changed_at(self, entries: Sequence[Entry]) -> float:
-        return max(changed_at(path) for path in self._paths)
-
     def _bytes(self, number: int, member: TarMember) -> bytes:
         data = read_at(self._paths[number], member.offset, member.length)
         if len(data) != member.length:
@@ -57,24 +54,19 @@ class TarSource:
         return data
 
 
-class ZipSource:
+class ZipSource(FilesSource):
     """The images of a zip file. Raises ValueError if the file is no zip or holds names that cannot be trusted."""
 
     kind = "zip"
-    image_size: int | None = None
-    image_channels = 3
 
     def __init__(self, path: Path) -> None:
-        self.num_ignored = 0
-        self.refused: list[Refusal] = []
-        self._path = path
-        self._archive: zipfile.ZipFile | None = None
+        super().__init__([path])
 
     def entries(self) -> list[Entry]:
         found = []
         self.num_ignored, self.refused = 0, []
         for member in self._open().infolist():
-            _check_zip_member(self._path, member)
+            _check_zip_member(self._paths[0], member)
             if member.is_dir():
                 continue
             if not is_image_name(member.filename):
@@ -98,19 +90,13 @@ class ZipSource:
             raise ValueError(f"unpacks to another size than the {entry.num_bytes} bytes listed")
         return Sample(data)
 
-    def changed_at(self, entries: Sequence[Entry]) -> float:
-        return changed_at(self._path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_archive": None}
-
     def _open(self) -> zipfile.ZipFile:
-        if self._archive is None:
+        if self._handle is None:
             try:
-                self._archive = zipfile.ZipFile(self._path)
+                self._handle = zipfile.ZipFile(self._paths[0])
             except zipfile.BadZipFile as error:
-                raise ValueError(f"{self._path} is not a usable zip file: {error}") from error
-        return self._archive
+                raise ValueError(f"{self._paths[0]} is not a usable zip file: {error}") from error
+        return self._handle
 
 
 def _is_metadata(member: TarMember) -> bool:

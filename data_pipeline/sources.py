@@ -120,6 +120,25 @@ class FolderSource:
         return None
 
 
+class FilesSource:
+    """What sources over large files have in common: the files, and a handle that does not travel to other processes."""
+
+    image_size: int | None = None
+    image_channels = 3
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.num_ignored = 0
+        self.refused: list[Refusal] = []
+        self._paths = list(paths)
+        self._handle: Any = None
+
+    def changed_at(self, entries: Sequence[Entry]) -> float:
+        return max(changed_at(path) for path in self._paths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handle": None}
+
+
 class ArraySource:
     """Images in memory: (N, H, W) or (N, H, W, C) uint8, with optional JSON metadata for each."""
 

@@ -5,27 +5,18 @@ pyarrow and lmdb are needed for these sources alone; a message says how to insta
 
 import importlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.sources import MAX_FILE_BYTES, Entry, Refusal, Sample, changed_at, is_image_name, key_of, unique_keys
+from data_pipeline.sources import MAX_FILE_BYTES, Entry, FilesSource, Sample, is_image_name, key_of, unique_keys
 
 _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 
 
-class ParquetSource:
+class ParquetSource(FilesSource):
     """The rows of Parquet files that have a column of encoded images: binary, or a struct with a field "bytes"."""
 
     kind = "parquet"
-    image_size: int | None = None
-    image_channels = 3
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.num_ignored = 0
-        self.refused: list[Refusal] = []
-        self._paths = list(paths)
-        self._group: tuple[tuple[int, int], list[Any], list[Any] | None] | None = None
 
     def entries(self) -> list[Entry]:
         found = []
@@ -55,12 +46,6 @@ class ParquetSource:
         label = None if labels is None else labels[row].as_py()
         return Sample(image, None if label is None else json.dumps({"label": label}).encode())
 
-    def changed_at(self, entries: Sequence[Entry]) -> float:
-        return max(changed_at(path) for path in self._paths)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_group": None}
-
     def _open(self, number: int) -> Any:
         parquet = _optional_module("pyarrow.parquet", "pyarrow")
         arrow = _optional_module("pyarrow", "pyarrow")
@@ -71,7 +56,7 @@ class ParquetSource:
 
     def _row_group(self, number: int, group: int) -> tuple[Any, Any]:
         """Images and labels of a row group; the last one is kept, as rows are read in order."""
-        if self._group is None or self._group[0] != (number, group):
+        if self._handle is None or self._handle[0] != (number, group):
             file = self._open(number)
             column = _image_column(file, self._paths[number])
             label = "label" if "label" in file.schema_arrow.names else None
@@ -81,22 +66,17 @@ class ParquetSource:
             except (arrow.ArrowException, OSError) as error:
                 raise ValueError(f"its row group cannot be read: {error}") from error
             images = table.column(column)
-            self._group = ((number, group), images, table.column(label) if label else None)
-        return self._group[1], self._group[2]
+            self._handle = ((number, group), images, table.column(label) if label else None)
+        return self._handle[1], self._handle[2]
 
 
-class LmdbSource:
+class LmdbSource(FilesSource):
     """An LMDB of encoded images, as LSUN ships them: a folder with data.mdb, name -> image file."""
 
     kind = "lmdb"
-    image_size: int | None = None
-    image_channels = 3
 
     def __init__(self, path: Path) -> None:
-        self.num_ignored = 0
-        self.refused: list[Refusal] = []
-        self._path = path
-        self._environment: Any = None
+        super().__init__([path / "data.mdb" if path.is_dir() else path])
 
     def entries(self) -> list[Entry]:
         found = []
@@ -117,22 +97,14 @@ class LmdbSource:
             raise ValueError(f"is no longer there, or larger than {MAX_FILE_BYTES} bytes")
         return Sample(bytes(data))
 
-    def changed_at(self, entries: Sequence[Entry]) -> float:
-        return changed_at(self._path / "data.mdb" if self._path.is_dir() else self._path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_environment": None}
-
     def _open(self) -> Any:
-        if self._environment is None:
-            lmdb = _optional_module("lmdb", "lmdb")
+        if self._handle is None:
+            lmdb, path = _optional_module("lmdb", "lmdb"), str(self._paths[0])
             try:
-                self._environment = lmdb.open(
-                    str(self._path), readonly=True, lock=False, readahead=False, subdir=self._path.is_dir()
-                )
+                self._handle = lmdb.open(path, readonly=True, lock=False, readahead=False, subdir=False)
             except lmdb.Error as error:
-                raise ValueError(f"{self._path} is not a usable LMDB: {error}") from error
-        return self._environment
+                raise ValueError(f"{path} is not a usable LMDB: {error}") from error
+        return self._handle
 
 
 def _image_column(file: Any, path: Path) -> str:
