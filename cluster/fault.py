@@ -77,6 +77,7 @@ class Faults:
         self._faults = parse_faults(text)
         self._folder = run_directory / "faults"
         self._rank = rank
+        self._told: set[Fault] = set()
 
     def __bool__(self) -> bool:
         return bool(self._faults)
@@ -86,7 +87,10 @@ class Faults:
         poisoned = False
         for fault in self._faults:
             if self._is_due(fault, point, step):
-                _log.warning("fault on purpose, rank %s, step %s: %s", self._rank, step, fault.text)
+                # One that happens again and again would fill the log.
+                level = logging.DEBUG if fault in self._told else logging.WARNING
+                _log.log(level, "fault on purpose, rank %s, step %s: %s", self._rank, step, fault.text)
+                self._told.add(fault)
                 _act(fault)
                 poisoned |= fault.action == "nan"
         return poisoned

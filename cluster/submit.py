@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+from cluster.fault import VARIABLE as FAULT_VARIABLE
 from cluster.local import client_environment
 from cluster.process import git_commit
 
@@ -33,6 +34,7 @@ class Jobs:
             "RAY_JOB_STOP_SIGNAL": "SIGINT",
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
             "RAYDDPM_GIT_COMMIT": git_commit(),
+            FAULT_VARIABLE: os.environ.get(FAULT_VARIABLE, ""),
             **(environment or {}),
         }
         runtime_env = {"working_dir": str(_ROOT), "env_vars": variables}
