@@ -14,7 +14,7 @@ from eval.run_data import open_images
 from tests.data_servers import fetched, nginx
 from tests.trainer_support import losses, tiny_config, train_locally
 from trainer.config import DataConfig
-from trainer.run import plan
+from trainer.plan import plan
 
 _NUM_IMAGES = 40
 

@@ -19,7 +19,8 @@ from cluster.storage import complete_directories
 from tests.trainer_support import ROOT, command, digits, losses, tiny_config
 from trainer.checkpoint import step_of
 from trainer.engines import NonFiniteError
-from trainer.run import open_run, plan, run_lease
+from trainer.plan import plan
+from trainer.run import open_run, run_lease
 from trainer.worker import train_worker
 
 ARGUMENTS = [

@@ -18,7 +18,8 @@ from cluster.storage import DamagedError, complete_directories, read_json
 from data_pipeline.demo import DemoOptions, pack_demo
 from tests.trainer_support import ROOT, command, digits, final_weights, losses, tiny_config, train_locally
 from trainer.checkpoint import step_of
-from trainer.run import open_run, plan, run_lease
+from trainer.plan import plan
+from trainer.run import open_run, run_lease
 from trainer.worker import train_worker
 
 

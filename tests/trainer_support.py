@@ -17,8 +17,9 @@ from cluster.storage import complete_directories
 from data_pipeline.demo import DemoOptions, pack_demo
 from models.config import ModelConfig
 from trainer.config import Config
+from trainer.plan import Plan, plan
 from trainer.presets import PRESETS
-from trainer.run import Plan, close_run, open_run, plan, run_lease
+from trainer.run import close_run, open_run, run_lease
 from trainer.worker import train_worker
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,8 +17,9 @@ from cluster.progress import ProgressBar
 from cluster.ray_train import launch_ray
 from cluster.tracking import BackgroundUploader
 from trainer.config import Config, WorkersConfig, to_dict
+from trainer.plan import Plan, plan, summary
 from trainer.presets import PRESETS
-from trainer.run import Plan, close_run, is_finished, open_run, plan, run_lease, summary
+from trainer.run import close_run, is_finished, open_run, run_lease
 from trainer.stop import request_checkpoint, signals_stop, stop_path
 from trainer.worker import train_worker
 
