@@ -2,9 +2,9 @@
 
 Resize is Lanczos (a windowed sinc with antialiasing, in 8-bit sRGB values like the data sets the papers used): the
 sharpest of the usual filters without visible aliasing. Bicubic blurs more, box and bilinear alias or blur. torch's
-vectorised kernel computes it; with `exact` it is Pillow's, which rounds a few values in a thousand the other way and
-takes seven times as long. JPEGs at least eight times too large are decoded at a half, quarter or eighth of their size,
-never below four times the target, unless `exact` is asked for; docs/DATA.md states the difference.
+vectorised kernel computes it; with `exact` it is Pillow's, which rounds up to two values in a hundred the other way
+and takes seven times as long. JPEGs at least eight times too large are decoded at a half, quarter or eighth of their
+size, never below four times the target, unless `exact` is asked for; docs/DATA.md states the difference.
 """
 
 import io

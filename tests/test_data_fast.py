@@ -1,5 +1,10 @@
 """The fast decoders give Pillow's pixels; the fast resize is its Lanczos, to two levels."""
 
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +13,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from data_pipeline import codec, images
-from data_pipeline.images import Framing, frame_bytes
+from data_pipeline.images import Framing, frame_array, frame_bytes
 from tests.data_support import encoded, photo
 
 RGB16 = Framing(image_size=16, image_channels=3)
@@ -112,3 +117,22 @@ def test_the_fast_png_decoder_gives_pillows_pixels(kind: str, monkeypatch: pytes
     fast = framed(data)
     monkeypatch.setattr(codec, "pyspng", None)
     np.testing.assert_array_equal(fast, framed(data))
+
+
+@pytest.mark.parametrize("kernel", ["avx2", "default"])
+def test_the_fast_resize_gives_the_same_bits_on_lesser_processors(kernel: str) -> None:
+    program = (
+        "import hashlib; from data_pipeline.images import *; from tests.data_support import photo;"
+        "here = [frame_array(photo(size), Framing(64, 3)).pixels for size in (41, 200, 513)];"
+        "print(*(hashlib.sha256(pixels).hexdigest() for pixels in here))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": kernel},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    here = [frame_array(photo(size), Framing(64, 3)).pixels for size in (41, 200, 513)]
+    assert printed.stdout.split() == [hashlib.sha256(pixels.tobytes()).hexdigest() for pixels in here]
