@@ -20,7 +20,12 @@ Point = tuple[float, float, float, float]
 
 
 def distance_chart(
-    series: Mapping[str, Sequence[Point]], x_label: str, y_label: str, colours: Mapping[str, str], wide: bool = True
+    series: Mapping[str, Sequence[Point]],
+    x_label: str,
+    y_label: str,
+    colours: Mapping[str, str],
+    wide: bool = True,
+    lower_is_better: bool = True,
 ) -> str:
     """One protocol's number over training, a line for each run, intervals as bands. Returns SVG text."""
     figure, axes = _figure((8.6, 3.5) if wide else (4.2, 2.6))
@@ -30,7 +35,7 @@ def distance_chart(
         axes.fill_between(x, low, high, color=colours[name], alpha=0.18, linewidth=0)
         axes.plot(x, value, color=colours[name], marker=marker, markersize=4.5, label=name, zorder=3 + place)
         if wide and len(series) == 1:
-            best = min(points, key=lambda point: point[1])
+            best = (min if lower_is_better else max)(points, key=lambda point: point[1])
             last = max(points)
             for point in {best, last}:
                 text = format_value(point[1])

@@ -12,7 +12,7 @@ import jinja2
 from cluster.storage import write_text_atomic
 from eval.curves import COLOURS, distance_chart, format_value, loss_chart
 from eval.protocol import from_description
-from eval.report_data import collect
+from eval.report_data import collect, config_rows
 
 _METRIC_TITLES = {
     "frechet_distance": "Fréchet distance",
@@ -52,6 +52,7 @@ def render(data: Mapping[str, Any]) -> str:
             key=lambda chart: -len(chart["rows"]),
         ),
         loss=_loss(runs, colours),
+        settings=config_rows(runs),
     )
 
 
@@ -59,7 +60,7 @@ def protocol_charts(
     protocol: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
 ) -> dict[str, Any]:
     """One protocol's charts, over steps, images seen and hours, and its table rows."""
-    title = _METRIC_TITLES[protocol["metric"]]
+    title, lower = _METRIC_TITLES[protocol["metric"]], from_description(protocol).lower_is_better
     rows = [
         {"run": run["name"], **result}
         for run in runs
@@ -79,8 +80,8 @@ def protocol_charts(
             if row[key] is not None:
                 series.setdefault(row["run"], []).append(_point(row[key] * scale, row))
         drawn = any(len(points) > 1 for points in series.values())
-        charts[key] = distance_chart(series, label, title, colours, wide=key == "step") if drawn else ""
-    best = min if from_description(protocol).lower_is_better else max
+        charts[key] = distance_chart(series, label, title, colours, key == "step", lower) if drawn else ""
+    best = min if lower else max
     return {
         "protocol": protocol,
         "title": title,

@@ -70,11 +70,17 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def config_differences(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Settings that are not the same in all runs: [{"setting": name, "values": [one per run]}]."""
+def config_rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every setting of any run: [{"setting": name, "values": [one per run], "differs": not the same in all}]."""
     names = sorted({name for run in runs for name in run["config"]})
     rows = [{"setting": name, "values": [run["config"].get(name) for run in runs]} for name in names]
-    return [row for row in rows if any(value != row["values"][0] for value in row["values"])]
+    return [{**row, "differs": any(value != row["values"][0] for value in row["values"])} for row in rows]
+
+
+def config_differences(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Settings that are not the same in all runs: [{"setting": name, "values": [one per run]}]."""
+    rows = [row for row in config_rows(runs) if row["differs"]]
+    return [{"setting": row["setting"], "values": row["values"]} for row in rows]
 
 
 def thin(points: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:

@@ -206,6 +206,14 @@ def test_charts_are_plain_svg_and_the_same_each_time():
     assert loss_chart({"a": [(1, 1.0), (2, float("inf"))]}, {"a": "#0072B2"}).startswith("<svg")
 
 
+@pytest.mark.parametrize(("lower_is_better", "named"), [(True, "3"), (False, "9")])
+def test_a_chart_names_its_best_and_its_last_value(lower_is_better, named):
+    series = {"a": [(1, 9.0, 9.0, 9.0), (2, 3.0, 3.0, 3.0), (3, 5.0, 5.0, 5.0)]}
+    chart = distance_chart(series, "step", "score", {"a": "#0072B2"}, lower_is_better=lower_is_better)
+    values = re.findall(r"font-size: 9px[^>]*>(\d+)</text>", chart)
+    assert sorted(values) == sorted([named, "5"])
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(1234.5, "1,234"), (41.26, "41.3"), (0.01234, "0.0123"), (0.0, "0"), (1e-6, "1.00e-06")]
 )
