@@ -50,6 +50,7 @@ bench: install
 	PYTHONPATH=. $(BIN)/python benchmarks/data_streams.py --beside_training true --num_images 1000 --rounds 2 --seconds 2
 	PYTHONPATH=. $(BIN)/python benchmarks/data_packing.py
 	PYTHONPATH=. $(BIN)/python benchmarks/evaluation.py
+	PYTHONPATH=. $(BIN)/python benchmarks/training.py
 	PYTHONPATH=. $(BIN)/python benchmarks/recovery.py
 
 clean:

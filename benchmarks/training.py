@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jsonargparse import auto_cli
@@ -29,38 +29,52 @@ from models.diffusion import GaussianDiffusion
 from trainer import randomness
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH, CHECKPOINT_STEPS, NUM_WARM_STEPS = 32, 10, 5
+CHECKPOINT_STEPS, NUM_WARM_STEPS = 10, 5
 WANTED_RATIO, ALLOWED_STALL = 0.97, 0.20
-SMALL = ModelConfig(
-    image_size=32, base_channels=64, channel_multipliers=(1, 2, 2), num_res_blocks=1, attention_resolutions=(16,)
+
+
+class Case(NamedTuple):
+    """A network, its batch, and where it trains."""
+
+    model: ModelConfig
+    batch: int
+    device: str
+
+
+ON_CPU = Case(
+    ModelConfig(
+        image_size=32, base_channels=32, channel_multipliers=(1, 2, 2), num_res_blocks=1, attention_resolutions=(16,)
+    ),
+    16,
+    "cpu",
 )
-LARGE = ModelConfig(image_size=32)  # the paper's for CIFAR-10
+ON_GPU = Case(ModelConfig(image_size=32), 128, "cuda")  # the paper's for CIFAR-10
 
 
-def bare_loop(model_config: ModelConfig, num_steps: int, use_gpu: bool, results: Any) -> None:
+def bare_loop(case: Case, num_steps: int, results: Any) -> None:
     """Puts into the queue: seconds of each step after the warm ones, seconds that a batch's draws by position take."""
     torch.set_num_threads(1)
-    device = torch.device("cuda" if use_gpu else "cpu")
-    model, diffusion = build_model(model_config).to(device).train(), GaussianDiffusion()
+    device = torch.device(case.device)
+    model, diffusion = build_model(case.model).to(device).train(), GaussianDiffusion()
     adam = torch.optim.Adam(model.parameters(), lr=2e-4)
-    batches = torch.rand(8, BATCH, 3, model_config.image_size, model_config.image_size, device=device) * 2 - 1
+    batches = torch.rand(8, case.batch, 3, case.model.image_size, case.model.image_size, device=device) * 2 - 1
     seconds = []
     for step in range(num_steps):
         started = time.perf_counter()
         x_0 = batches[step % len(batches)]
-        t = torch.randint(0, diffusion.num_timesteps, (BATCH,), device=device)
+        t = torch.randint(0, diffusion.num_timesteps, (case.batch,), device=device)
         loss = diffusion.loss_per_image(model, x_0, t, torch.randn_like(x_0)).mean()
         adam.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
         adam.step()
         seconds.append(time.perf_counter() - started)
-    results.put((seconds[NUM_WARM_STEPS:], seconds_of_draws(tuple(batches.shape[2:]), device)))
+    results.put((seconds[NUM_WARM_STEPS:], seconds_of_draws(case.batch, tuple(batches.shape[2:]), device)))
 
 
-def seconds_of_draws(shape: tuple[int, ...], device: torch.device) -> float:
+def seconds_of_draws(batch: int, shape: tuple[int, ...], device: torch.device) -> float:
     """Flips, timesteps and noise of a batch as functions of seed and sample counter, the median of some tries."""
-    counters = torch.arange(BATCH, device=device)
+    counters = torch.arange(batch, device=device)
     seconds = []
     for _ in range(20):
         started = time.perf_counter()
@@ -71,31 +85,38 @@ def seconds_of_draws(shape: tuple[int, ...], device: torch.device) -> float:
     return statistics.median(seconds)
 
 
-def bare(model_config: ModelConfig, num_steps: int, use_gpu: bool) -> tuple[float, float]:
+def bare(case: Case, num_steps: int) -> tuple[float, float]:
     """Of the bare loop, in a fresh process: images per second, and the draws by position as a fraction of a step."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    process = context.Process(target=bare_loop, args=(model_config, num_steps, use_gpu, results))
+    process = context.Process(target=bare_loop, args=(case, num_steps, results))
     process.start()
     seconds, draws = results.get()
     process.join()
-    return BATCH * len(seconds) / sum(seconds), draws / statistics.median(seconds)
+    return case.batch * len(seconds) / sum(seconds), draws / statistics.median(seconds)
 
 
 def ours(
-    model_config: ModelConfig, num_steps: int, use_gpu: bool, launcher: str, data: Path, storage: Path
+    case: Case, num_steps: int, launcher: str, data: Path, storage: Path
 ) -> tuple[float, list[float], dict[str, list[float]]]:
     """Images per second and seconds of each step, without the warm ones and the last; the run's metrics."""
     model = [
         part
         for name in ("image_size", "base_channels", "channel_multipliers", "num_res_blocks", "attention_resolutions")
-        for part in (f"--model.{name}", json.dumps(getattr(model_config, name)))
+        for part in (f"--model.{name}", json.dumps(getattr(case.model, name)))
     ]
     command = [
         *(sys.executable, "trainer/main.py", "--preset", "cifar10", "--launcher", launcher, *model),
         *("--data.path", str(data), "--run.storage", str(storage), "--run.name", "run"),
-        *("--train.num_steps", str(num_steps), "--train.global_batch_size", str(BATCH), "--train.log_every_steps", "1"),
-        *("--checkpoint.every_steps", str(CHECKPOINT_STEPS), "--workers.use_gpu", str(use_gpu).lower()),
+        *(
+            "--train.num_steps",
+            str(num_steps),
+            "--train.global_batch_size",
+            str(case.batch),
+            "--train.log_every_steps",
+            "1",
+        ),
+        *("--checkpoint.every_steps", str(CHECKPOINT_STEPS), "--workers.use_gpu", str(case.device == "cuda").lower()),
         *("--workers.num_workers", "1"),
     ]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -105,7 +126,7 @@ def ours(
     steps = metrics["train/step_seconds"][NUM_WARM_STEPS:-1]
     seconds = [value for _, value, _ in steps]
     others = {name: [value for _, value, _ in points] for name, points in metrics.items()}
-    return BATCH * len(seconds) / sum(seconds), seconds, others
+    return case.batch * len(seconds) / sum(seconds), seconds, others
 
 
 def longest_stall(seconds: list[float]) -> float:
@@ -131,15 +152,15 @@ def main(
         launcher: of ours
         json_path: a file for the figures as JSON
     """
-    model = LARGE if use_gpu else SMALL
+    case = ON_GPU if use_gpu else ON_CPU
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         pack_demo(DemoOptions("faces", 32, 2000), data)
-        before, draws = bare(model, num_steps, use_gpu)
+        before, draws = bare(case, num_steps)
         for number in range(rounds):
-            speed, seconds, metrics = ours(model, num_steps, use_gpu, launcher, data, Path(folder) / str(number))
-            after, draws = bare(model, num_steps, use_gpu)
+            speed, seconds, metrics = ours(case, num_steps, launcher, data, Path(folder) / str(number))
+            after, draws = bare(case, num_steps)
             row = {
                 "bare_images_per_second": (before + after) / 2,
                 "ours_images_per_second": speed,
