@@ -116,9 +116,9 @@ def ours(root: Path, channels_last: bool) -> Batches:
         order = SampleOrder(manifest.shard_sizes, 0, BATCH, manifest.digest)
         with BatchStream(dataset, order, num_threads=NUM_WORKERS, channels_last=channels_last) as stream:
             for batch in stream:
-                images = batch.images.numpy()
-                for place in np.flatnonzero(np.random.rand(len(images)) < 0.5):  # the trainer does it on its device
-                    images[place] = images[place, :, :, ::-1].copy()
+                for image in batch.images:
+                    if random.random() < 0.5:  # the trainer does this on its device
+                        image.copy_(image.flip(-1))
                 yield batch.images
 
 
