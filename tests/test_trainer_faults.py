@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,8 @@ from safetensors.torch import load_file
 from cluster.launch import Worker
 from cluster.spool import read_metrics
 from cluster.storage import complete_directories
-from tests.trainer_support import ROOT, command, digits, losses, tiny_config
+from tests.fault_support import assert_same_run, wait_for
+from tests.trainer_support import ROOT, command, digits, tiny_config
 from trainer.checkpoint import step_of
 from trainer.engines import NonFiniteError
 from trainer.plan import plan
@@ -27,7 +26,7 @@ ARGUMENTS = [
     *("--preset", "demo", "--launcher", "local", "--workers.num_workers", "2"),
     *("--model.channel_multipliers", "[1]", "--model.num_res_blocks", "1", "--model.attention_resolutions", "[8]"),
     *("--train.num_steps", "40", "--train.global_batch_size", "12", "--train.log_every_steps", "1"),
-    *("--checkpoint.every_steps", "5", "--workers.step_timeout_seconds", "5"),
+    *("--checkpoint.every_steps", "5", "--workers.step_timeout_seconds", "5", "--data.ledger", "true"),
 ]
 
 
@@ -37,23 +36,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("unbroken")
     finished = command(*ARGUMENTS, "--data.path", str(data), "--run.storage", str(storage), "--run.name", "run")
     assert finished.returncode == 0, finished.stderr
-    return losses(storage / "run")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    return storage / "run"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_lost_worker_costs_a_restart_and_no_sample(
-    number: signal.Signals, data: Path, unbroken: list[float], tmp_path: Path
+    number: signal.Signals, data: Path, unbroken: Path, tmp_path: Path
 ) -> None:
     running = subprocess.Popen(
         [
@@ -71,7 +63,7 @@ def test_a_lost_worker_costs_a_restart_and_no_sample(
     _, errors = running.communicate(timeout=200)
     assert running.returncode == 0, errors
     assert "workers are started again after failure 1" in errors
-    assert losses(tmp_path / "run") == unbroken
+    assert_same_run(tmp_path / "run", unbroken, data, 40)
     if number == signal.SIGSTOP:
         assert "is silent for" in errors
         assert "rank 1 (pid" in errors
