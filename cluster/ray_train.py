@@ -1,8 +1,11 @@
 """The launcher under Ray Train: clusters, restarts, elastic numbers of workers, notices of preemption."""
 
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,8 @@ def launch_ray(
 
     if not ray.is_initialized():
         # Inside a job the job's own environment applies and already has the code on its path.
-        ray.init(**({} if in_ray_job() else _own_cluster()))
+        with _keeping_sigterm():
+            ray.init(**({} if in_ray_job() else _own_cluster()))
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
     if "RAY_ADDRESS" not in os.environ and not in_ray_job():
         _check_room(ray.cluster_resources(), per_worker, resources)
@@ -112,6 +116,15 @@ def _settings(address: str) -> dict[str, str]:
     if not address:
         return client_environment(create_token=True) | LOOPBACK_ONLY
     return LOOPBACK_ONLY if address.startswith(("127.", "localhost:")) else {}
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """ray.init gives the process a handler of SIGTERM that exits at once, before the last checkpoint."""
+    previous = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _own_cluster() -> dict[str, Any]:

@@ -1,12 +1,20 @@
-"""Ray nodes on one machine, a processor each, in a process of its own: `add` and `kill` on its standard input.
+"""Ray nodes on one machine, a processor each, in a process of its own: `add`, `drain`, `kill` on standard input.
 
 `ray start` joins no cluster on loopback; this is what Ray's own tests of lost nodes use.
 """
 
 import os
+import subprocess
 import sys
 
 from cluster.local import LOOPBACK_ONLY, client_environment
+
+
+def drain(address: str, node_id: str) -> None:
+    """Say that a node will be taken away in a minute, as an autoscaler or a pod's preStop hook does."""
+    why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "drill")
+    which = ("--address", address, "--node-id", node_id, "--deadline-remaining-seconds", "60")
+    subprocess.run(["ray", "drain-node", *which, *why], check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
@@ -22,6 +30,8 @@ def main() -> None:
     for line in sys.stdin:
         if line.strip() == "add":
             nodes.append(cluster.add_node(**place))
+        elif line.strip() == "drain":
+            drain(cluster.address, nodes[-1].node_id)
         else:
             cluster.remove_node(nodes.pop(), allow_graceful=False)
         print("done", flush=True)
