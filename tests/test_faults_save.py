@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import COMPLETE, complete_directories, verify
-from tests.fault_support import TINY, Ended, assert_same_run, checkpoint_names, run
+from tests.fault_support import TINY, Ended, Running, assert_same_run, checkpoint_names, run, wait_for
 from tests.trainer_support import digits
 
 STEPS = 8
@@ -156,12 +156,13 @@ def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(
 ) -> None:
     tracking = ("--run.tracking_uri", f"sqlite:///{storage}/mlflow.db", "--checkpoint.keep_last", "2")
     tracking += ("--checkpoint.keep_every_steps", "0")
-    first = train(data, small_disk, "run", *tracking, "--train.num_steps", "4")
-    assert first.code == 0, first.output
     directory = small_disk / "run"
-    size = sum(path.stat().st_size for path in complete_directories(directory / "checkpoints")[-1].iterdir())
-    (small_disk / "ballast").write_bytes(bytes(free_bytes(small_disk) - size // 2))
-    full = train(data, small_disk, "run", *tracking)
+    arguments = [*TINY, "--data.path", str(data), "--run.storage", str(small_disk), "--run.name", "run", *tracking]
+    with Running(storage / "logs", arguments, {"RAYDDPM_FAULT": "step.before:step=5:delay=3"}) as running:
+        wait_for(lambda: checkpoint_names(directory) == ["step-00000002", "step-00000004"])
+        size = sum(path.stat().st_size for path in complete_directories(directory / "checkpoints")[-1].iterdir())
+        (small_disk / "ballast").write_bytes(bytes(free_bytes(small_disk) - size // 2))
+        full = running.wait()
     assert full.code == 2
     assert "checkpoint of step 6 is tried again: " in full.output
     (message,) = [line for line in full.output.splitlines() if line.startswith("error: ")]
@@ -171,6 +172,9 @@ def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(
     assert not [path for path in (directory / "checkpoints").iterdir() if path.name.startswith(".")]
     for checkpoint in complete_directories(directory / "checkpoints"):
         verify(checkpoint)
+    refused = train(data, small_disk, "run", *tracking)
+    assert refused.code == 2
+    assert "free some, or give another folder" in refused.output
     (small_disk / "ballast").unlink()
     again = train(data, small_disk, "run", *tracking)
     assert again.code == 0, again.output
