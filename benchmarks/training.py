@@ -1,6 +1,6 @@
 """What the whole system costs: its images per second against a bare loop over the same network with data in memory.
 
-    python benchmarks/training.py [--rounds 2] [--num_steps 60] [--use_gpu true] [--launcher local] [--json_path FILE]
+    python benchmarks/training.py [--rounds 2] [--num_steps 100] [--use_gpu true] [--launcher local] [--json_path FILE]
 
 The bare loop is plain PyTorch: random images that lie in memory, noise, loss, gradient, clip, Adam. Ours is the whole
 command: Ray, JPEG shards decoded as they stream, EMA, metrics of every step to MLflow, a checkpoint every ten steps.
@@ -29,7 +29,7 @@ from models.diffusion import GaussianDiffusion
 from trainer import randomness
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKPOINT_STEPS, NUM_WARM_STEPS = 10, 5
+CHECKPOINT_STEPS, NUM_WARM_STEPS = 10, 30  # MLflow and Ray are still starting during the first steps
 WANTED_RATIO, ALLOWED_STALL = 0.97, 0.20
 
 
@@ -138,7 +138,7 @@ def longest_stall(seconds: list[float]) -> float:
 
 def main(
     rounds: int = 2,
-    num_steps: int = 60,
+    num_steps: int = 100,
     use_gpu: bool = False,
     launcher: Literal["ray", "local"] = "ray",
     json_path: str = "",

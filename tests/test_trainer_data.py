@@ -34,10 +34,14 @@ def test_a_run_over_http_keeps_to_its_cache_budget_and_trains_the_same(tmp_path:
     here = train_locally(tiny_config(tmp_path / "html" / "set", tmp_path / "runs", "here", **sections))
     with nginx(tmp_path) as url:
         config = tiny_config(tmp_path, tmp_path / "runs", "there", **sections)
-        there = train_locally(replace(config, data=replace(config.data, path=f"{url}/set", **settings)))
+        path = url.replace("://", "://user:secret@") + "/set"
+        there = train_locally(replace(config, data=replace(config.data, path=path, **settings)))
         with open_images(there.directory) as dataset:
             assert dataset.read(0).shape == (8, 8, 1)
     assert losses(there.directory) == losses(here.directory)
+    spooled = (there.directory / "spool" / "run.jsonl").read_text()
+    assert f"{url}/set" in spooled  # for MLflow
+    assert "secret" not in spooled
     assert 0 < FileCache(cache, budget).total_bytes() <= budget
     requests = [fetched(tmp_path, shard.name) for shard in manifest.shards]
     assert min(requests) >= 1  # 8 steps of 12 are more than two epochs of 40

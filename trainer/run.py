@@ -17,6 +17,7 @@ from cluster.lease import Lease, holding
 from cluster.process import git_commit
 from cluster.spool import Spool
 from cluster.storage import complete_directories, read_json, write_json_atomic
+from data_pipeline.remote import is_remote, redacted
 from eval.results import checkpoint_step
 from models.config import ModelConfig, build_model
 from trainer.config import Config, digest, flatten, from_dict, to_dict
@@ -102,7 +103,9 @@ def close_run(plan: Plan, status: str) -> None:
 def _announce(plan: Plan, run: dict[str, Any]) -> None:
     """Params and tags of the run, for MLflow."""
     spool = Spool(plan.directory, "run")
-    spool.params(flatten(plan.config) | {"num_parameters": run["num_parameters"]})
+    path = plan.config.data.path
+    shown_path = redacted(path) if is_remote(path) else path
+    spool.params(flatten(plan.config) | {"num_parameters": run["num_parameters"], "data.path": shown_path})
     spool.tags(
         {
             "git_commit": run["git_commit"],
