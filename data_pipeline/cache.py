@@ -66,7 +66,8 @@ class FileCache:
 
     def total_bytes(self) -> int:
         """Bytes of all files, those being written included."""
-        return sum(size for _, size, _ in self._files())
+        with _locked(self.root / ".lock"):
+            return sum(size for _, size, _ in self._files())
 
     def _use(self, path: Path, num_bytes: int) -> bool:
         """Whether a whole file is there; marks it as used now."""
@@ -88,9 +89,12 @@ class FileCache:
     def _room(self, num_bytes: int) -> Iterator[Path]:
         """A temporary file that counts with its final size from the start, within the budget."""
         temporary = self.root / f".tmp-{uuid.uuid4().hex}"
-        with open(temporary, "wb") as held:
-            # Held locked while it is written: a temporary file that can be locked belongs to a dead process.
+        # Held locked while it is written: a temporary file that can be locked belongs to a dead process. Who looks for
+        # those has the folder's lock, and so never sees this one before it is locked.
+        with _locked(self.root / ".lock"):
+            held = open(temporary, "wb")  # noqa: SIM115 (closed below)
             fcntl.flock(held, fcntl.LOCK_EX)
+        with held:
             try:
                 while not self._reserve(held, num_bytes):
                     self._wait_for_another_writer(temporary)
@@ -122,13 +126,14 @@ class FileCache:
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """Last use, size and path of each file, temporary ones included."""
-        found = []
+        # By inode: a file that gets its name while the folder is listed may be met under both.
+        found = {}
         for path in self.root.iterdir():
             with suppress(FileNotFoundError):
                 status = path.stat()
                 if path.name != ".lock" and path.is_file():
-                    found.append((status.st_mtime, status.st_size, path))
-        return found
+                    found[status.st_ino] = (status.st_mtime, status.st_size, path)
+        return list(found.values())
 
 
 def cache_folder() -> Path:

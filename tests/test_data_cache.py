@@ -1,10 +1,13 @@
 """The cache before remote shards: its budget, what goes first, and many processes at once."""
 
+import fcntl
 import multiprocessing
+import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -89,3 +92,28 @@ def test_many_processes_share_a_cache_and_keep_its_budget(tmp_path: Path) -> Non
     for worker in workers:
         worker.join()
     assert results == ["ok"] * 4
+
+
+def test_a_file_that_is_just_being_created_is_not_taken_for_one_of_a_dead_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight threads, room for two slow files, and the moment between a file's creation and its lock drawn out."""
+    cache, flock = FileCache(tmp_path, 2000), fcntl.flock
+
+    def slow_flock(file: Any, operation: int) -> None:
+        if operation == fcntl.LOCK_EX and Path(file.name).name.startswith(".tmp-"):
+            time.sleep(0.005)
+        flock(file, operation)
+
+    def fetch(file: BinaryIO, number: int) -> None:
+        time.sleep(0.005)
+        file.write(content(number))
+
+    def work(seed: int) -> None:
+        for number in random.Random(seed).choices(range(12), k=20):
+            cache.get(f"{number:02x}" * 32, 1000, partial(fetch, number=number))
+
+    monkeypatch.setattr(fcntl, "flock", slow_flock)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert cache.total_bytes() <= 2000
