@@ -34,19 +34,12 @@ def launch_ray(
     a damaged or half-written Ray state file of an earlier attempt must not stop the next one.
     Raises LaunchError when the workers failed too often, ValueError if a cluster of this process has no room for them.
     """
-    if not in_ray_job():
-        os.environ.update(_settings(os.environ.get("RAY_ADDRESS", "")))
-    import ray
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
+    _join_cluster(per_worker, resources)
+    import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    if not ray.is_initialized():
-        # Inside a job the job's own environment applies and already has the code on its path.
-        with _keeping_sigterm():
-            ray.init(**({} if in_ray_job() else _own_cluster()))
-    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
-    if "RAY_ADDRESS" not in os.environ and not in_ray_job():
-        _check_room(ray.cluster_resources(), per_worker, resources)
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={
@@ -71,6 +64,19 @@ def launch_ray(
             pool.submit(trainer.fit).result()
     except ray.train.TrainingFailedError as error:
         raise LaunchError(str(error)) from error
+
+
+def _join_cluster(per_worker: dict[str, float], resources: Resources) -> None:
+    if not in_ray_job():
+        os.environ.update(_settings(os.environ.get("RAY_ADDRESS", "")))
+    import ray
+
+    if not ray.is_initialized():
+        # Inside a job the job's own environment applies and already has the code on its path.
+        with _keeping_sigterm():
+            ray.init(**({} if in_ray_job() else _own_cluster()))
+    if "RAY_ADDRESS" not in os.environ and not in_ray_job():
+        _check_room(ray.cluster_resources(), per_worker, resources)
 
 
 def _check_room(has: dict[str, float], per_worker: dict[str, float], resources: Resources) -> None:
