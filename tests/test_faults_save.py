@@ -134,15 +134,17 @@ def test_a_pickle_in_place_of_a_checkpoint_is_never_unpickled(
 
 
 @pytest.fixture
-def small_disk() -> Iterator[Path]:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 32 MB in a mount namespace of its own, reached through the process that holds it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
     user = [] if os.getuid() == 0 else ["--map-root-user"]
-    script = "mount -t tmpfs -o size=32m tmpfs /mnt && echo mounted && exec sleep 600"
-    command = ["unshare", *user, "--mount", "sh", "-c", script]
+    script = 'mount -t tmpfs -o size=32m tmpfs "$1" && echo mounted && exec sleep 600'
+    command = ["unshare", *user, "--mount", "sh", "-c", script, "sh", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "mounted\n"
-        yield Path(f"/proc/{holder.pid}/root/mnt")
+        yield Path(f"/proc/{holder.pid}/root{folder}")
         holder.kill()
 
 

@@ -164,7 +164,7 @@ class WorkersConfig:
     cpus_per_worker: int = 1
     """Cores reserved, and torch threads used, for each worker."""
     compile: bool = False
-    """Compile the network (torch.compile): the first step takes minutes, later ones less; losses differ by rounding."""
+    """Compile the network (torch.compile): a slow first step, and losses that differ by rounding."""
     max_failures: int = 3
     """So many worker failures are answered by a restart from the newest checkpoint; -1: without limit."""
     step_timeout_seconds: int = 300
