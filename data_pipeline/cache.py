@@ -57,7 +57,9 @@ class FileCache:
                     file.truncate()
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(temporary, path)
+                # A listing may miss a file that is renamed meanwhile, and its bytes would not be counted.
+                with _locked(self.root / ".lock"):
+                    os.replace(temporary, path)
         return path
 
     def discard(self, sha256: str) -> None:
@@ -125,15 +127,14 @@ class FileCache:
             fcntl.flock(file, fcntl.LOCK_SH)
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """Last use, size and path of each file, temporary ones included."""
-        # By inode: a file that gets its name while the folder is listed may be met under both.
-        found = {}
+        """Last use, size and path of each file, temporary ones included. Exact only under the folder's lock."""
+        found = []
         for path in self.root.iterdir():
             with suppress(FileNotFoundError):
                 status = path.stat()
                 if path.name != ".lock" and path.is_file():
-                    found[status.st_ino] = (status.st_mtime, status.st_size, path)
-        return list(found.values())
+                    found.append((status.st_mtime, status.st_size, path))
+        return found
 
 
 def cache_folder() -> Path:

@@ -2,8 +2,10 @@
 
 import fcntl
 import multiprocessing
+import os
 import random
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -117,3 +119,28 @@ def test_a_file_that_is_just_being_created_is_not_taken_for_one_of_a_dead_proces
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     assert cache.total_bytes() <= 2000
+
+
+def test_a_file_that_gets_its_name_while_another_looks_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight threads, room for four files, and the moment between a folder's listing and its sizes drawn out."""
+    cache = FileCache(tmp_path, 4000)
+
+    def fetch(file: BinaryIO, number: int) -> None:
+        time.sleep(0.004)
+        file.write(content(number))
+
+    def slow_listing(folder: Path) -> Iterator[Path]:
+        names = os.listdir(folder)
+        time.sleep(0.003)
+        return iter([folder / name for name in names])
+
+    def work(seed: int) -> int:
+        largest = 0
+        for number in random.Random(seed).choices(range(12), k=20):
+            cache.get(f"{number:02x}" * 32, 1000, partial(fetch, number=number))
+            largest = max(largest, cache.total_bytes())
+        return largest
+
+    monkeypatch.setattr(Path, "iterdir", slow_listing)
+    with ThreadPoolExecutor(8) as pool:
+        assert max(pool.map(work, range(8))) <= 4000
