@@ -16,6 +16,7 @@ NUM_STEPS = 50
 NO_GRADIENT = ("key.bias",)
 # 13 images: in one pass, or in parts of 4, of which the workers need different numbers.
 PASSES = {"": {}, "-passes": {"max_images_per_pass": 4}}
+FLOAT64 = {"precision": "fp64"}
 SLICES = {"clip_scope": "slice", "clip_slice_images": 3, "max_grad_norm": 0.5, "warmup_steps": 0, "learning_rate": 2e-4}
 SLICED_TRAIN = {"global_batch_size": 12, "max_images_per_pass": 2}
 DROPOUT = {"dropout": 0.1}
@@ -60,7 +61,12 @@ def same_run_jobs(world_size: int) -> list[Job]:
         for variant, passes in PASSES.items()
     ]
     slices = [Job(f"{strategy}-{world_size}-slices", job_config(strategy, **sliced), stop=6) for strategy in STRATEGIES]
-    return whole + slices
+    float64 = [
+        Job(f"{strategy}-{world_size}{variant}-float64", job_config(strategy, train=passes | FLOAT64), stop=NUM_STEPS)
+        for strategy in STRATEGIES
+        for variant, passes in PASSES.items()
+    ]
+    return whole + slices + float64
 
 
 def assert_same_states(folder: Path, expected: str, found: str) -> None:
@@ -90,6 +96,24 @@ def test_any_engine_on_any_number_of_workers_trains_the_same_run(
     assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
     assert found["norms"] == pytest.approx(plain["norms"], rel=1e-4)
     assert_same_states(ran, "ddp-1", f"{strategy}-{world_size}{variant}")
+
+
+@pytest.mark.parametrize("variant", PASSES)
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_in_float64_only_the_order_of_sums_is_left(ran: Path, strategy: str, world_size: int, variant: str) -> None:
+    name = f"{strategy}-{world_size}{variant}-float64"
+    plain, found = results(ran, "ddp-1-float64"), results(ran, name)
+    assert len(found["losses"]) == NUM_STEPS
+    assert found["losses"] == pytest.approx(plain["losses"], rel=1e-10)
+    assert found["norms"] == pytest.approx(plain["norms"], rel=1e-10)
+    expected, weights = (
+        state(ran, f"{name}-float64", "model") for name in ("ddp-1", f"{strategy}-{world_size}{variant}")
+    )
+    for name, tensor in expected.items():
+        assert tensor.dtype == torch.float64
+        if not name.endswith(NO_GRADIENT):
+            torch.testing.assert_close(weights[name], tensor, rtol=1e-8, atol=1e-10, msg=name)
 
 
 @pytest.mark.parametrize("world_size", WORLDS)
@@ -176,10 +200,3 @@ def test_the_whole_trainer_resumes_a_run_of_another_engine(tmp_path: Path) -> No
 def test_the_engine_is_hardware_and_no_part_of_what_a_run_is() -> None:
     plain = job_config("ddp")
     assert all(semantics(job_config(stage), "digest") == semantics(plain, "digest") for stage in STAGES)
-
-
-def test_float64_is_refused_with_zero() -> None:
-    with pytest.raises(
-        ValueError, match=r"^workers\.strategy zero2 .*train\.precision fp64: use workers\.strategy ddp"
-    ):
-        job_config("zero2", train={"precision": "fp64"})

@@ -101,13 +101,14 @@ class _Poisoned(Objective):
 def _engine_for(job: Job, worker: Worker) -> Engine:
     config = job.config
     torch.manual_seed(config.train.seed)
-    model = build_model(config.model)
+    dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
+    model = build_model(config.model).to(dtype)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             # The zeros that training begins with would make most gradients of the first step zero.
             nn.init.normal_(parameter, std=0.05)
     kind = _Poisoned if worker.rank == job.poisoned_rank else Objective
-    objective = kind(GaussianDiffusion(config.diffusion), config.train.seed, True)
+    objective = kind(GaussianDiffusion(config.diffusion), config.train.seed, True, dtype)
     if isinstance(objective, _Poisoned):
         object.__setattr__(objective, "first_counter", (job.stop - 1) * config.train.global_batch_size)
     if config.workers.strategy == "zero3":

@@ -209,11 +209,6 @@ class Config:
                 f"train.global_batch_size {self.train.global_batch_size} is smaller than workers.num_workers "
                 f"{self.workers.num_workers}: every worker needs an image; raise the batch or use fewer workers"
             )
-        if self.train.precision == "fp64" and self.workers.strategy != "ddp":
-            raise ValueError(
-                f"workers.strategy {self.workers.strategy} keeps its weights in float32 and cannot train with "
-                "train.precision fp64: use workers.strategy ddp, or another precision"
-            )
         if self.optim.clip_scope == "slice" and self.train.global_batch_size % self.optim.clip_slice_images:
             raise ValueError(
                 f"optim.clip_slice_images {self.optim.clip_slice_images} must divide train.global_batch_size "

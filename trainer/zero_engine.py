@@ -7,6 +7,7 @@ DeepSpeed keeps fp32 masters in flat buffers; states are read and written throug
 import math
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ from trainer.config import Config, EmaConfig
 from trainer.engines import MOMENTS, BaseEngine, NonFiniteError, StepResult, cpu_copies, make_adam
 from trainer.objective import Objective
 from trainer.sharded_ema import Shard, ShardedExponentialMovingAverage
+from trainer.zero_float64 import ZERO_SETTINGS, float64_masters, float64_norm
 
 # Elements that DeepSpeed collects before it reduces gradients; its default of 5e8 would allocate 2 GB for any model.
 _MAX_BUCKET_ELEMENTS = 20_000_000
@@ -46,11 +48,15 @@ class ZeroEngine(BaseEngine):
         self._adam = make_adam(self.module, config.optim)
         # Before DeepSpeed divides the weights, after which their sizes are those of the parts.
         self._shapes = {name: parameter.shape for name, parameter in self.module.named_parameters()}
-        self._engine, self._zero, _, _ = deepspeed.initialize(
-            model=_Autocast(self.module, self._autocast),
-            optimizer=self._adam,
-            config=self._deepspeed_config(num_whole_elements),
-        )
+        in_float64 = objective.dtype == torch.float64
+        with float64_masters(deepspeed) if in_float64 else nullcontext():
+            self._engine, self._zero, _, _ = deepspeed.initialize(
+                model=_Autocast(self.module, self._autocast),
+                optimizer=self._adam,
+                config=self._deepspeed_config(num_whole_elements, ZERO_SETTINGS if in_float64 else {}),
+            )
+        if in_float64 and self._stage < 3:
+            float64_norm(self._zero)
         # DeepSpeed makes a group of its own, with torch's timeout of up to half an hour.
         timeout = timedelta(seconds=config.workers.collective_timeout_seconds)
         dist.set_timeout(timeout, self._zero.dp_process_group)
@@ -117,7 +123,8 @@ class ZeroEngine(BaseEngine):
         """As the plain engine's: each slice's mean gradient clipped, then averaged. Needs memory for all gradients."""
         optim, parameters = self._config.optim, list(self.module.parameters())
         num_slices = self._config.train.global_batch_size // optim.clip_slice_images
-        total = [torch.zeros(shape, device=self._worker.device) for shape in self._shapes.values()]
+        dtype, device = self._objective.dtype, self._worker.device
+        total = [torch.zeros(shape, dtype=dtype, device=device) for shape in self._shapes.values()]
         losses = []
         slices = [(*part, 1 / optim.clip_slice_images) for part in self._slices(images, counters)]
         # Every pass is a collective at stage 3, so all workers need as many as the busiest; theirs counts nothing.
@@ -187,7 +194,7 @@ class ZeroEngine(BaseEngine):
         if whole:
             whole[0].all_gather(whole)
 
-    def _deepspeed_config(self, num_whole_elements: int) -> dict[str, Any]:
+    def _deepspeed_config(self, num_whole_elements: int, zero_settings: dict[str, Any]) -> dict[str, Any]:
         num_elements = sum(shape.numel() for shape in self._shapes.values())
         return {
             # DeepSpeed asserts that these make up the batch size, and uses them for its own statistics alone.
@@ -198,6 +205,7 @@ class ZeroEngine(BaseEngine):
                 "stage": self._stage,
                 "reduce_bucket_size": min(num_elements, _MAX_BUCKET_ELEMENTS),
                 "stage3_param_persistence_threshold": num_whole_elements,
+                **zero_settings,
             },
         }
 
