@@ -1,8 +1,9 @@
 """Leases: one process at a time trains a run, or works on an evaluation, and a dead one's work is taken over.
 
 A lease is a file created with O_EXCL that holds its owner's token and is renewed by a heartbeat. It is stale when the
-heartbeat is old, or at once when its process is known to be dead. Owners check it before they commit: one that was
-taken for dead, and lost its lease, writes nothing more.
+heartbeat is old and does not move while we watch (clocks of machines differ, and are put forward), or at once when its
+process is known to be dead. Owners check it before they commit: one that was taken for dead, and lost its lease, writes
+nothing more.
 """
 
 import json
@@ -26,7 +27,8 @@ class LostLeaseError(RuntimeError):
 
 
 STALE_SECONDS = 90.0
-_HEARTBEATS_PER_LIMIT = 6
+_HEARTBEATS_PER_LIMIT = 12
+_WATCHED_HEARTBEATS = 2
 
 
 @dataclass
@@ -79,7 +81,7 @@ def try_lease(path: Path, stale_seconds: float = STALE_SECONDS) -> Lease | None:
     found = _read(path)
     attempt = 1
     if found:
-        if not _is_stale(found, stale_seconds) or not _remove_stale(path, found):
+        if not _is_stale(found, stale_seconds) or _beats(path, found, stale_seconds) or not _remove_stale(path, found):
             return None
         attempt = int(found.get("attempt", 0)) + 1
     token = uuid.uuid4().hex
@@ -128,14 +130,31 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     try:
-        return dict(json.loads(text))
+        content = json.loads(text)
     except ValueError:
-        return {"token": "", "heartbeat": status.st_mtime}
+        content = None
+    return content if isinstance(content, dict) and content else {"token": "", "heartbeat": status.st_mtime}
 
 
 def _is_stale(content: dict[str, Any], stale_seconds: float) -> bool:
-    if time.time() - float(content.get("heartbeat", 0.0)) > stale_seconds:
+    # A heartbeat of the future tells of another clock, and not of life.
+    if abs(time.time() - float(content.get("heartbeat", 0.0))) > stale_seconds:
         return True
+    return _is_dead(content)
+
+
+def _beats(path: Path, found: dict[str, Any], stale_seconds: float) -> bool:
+    """Whether the lease is renewed while we watch it, for the time of two heartbeats; not if its process is dead."""
+    deadline = time.monotonic() + _WATCHED_HEARTBEATS * stale_seconds / _HEARTBEATS_PER_LIMIT
+    while not _is_dead(found) and time.monotonic() < deadline:
+        if _read(path).get("heartbeat") != found.get("heartbeat"):
+            return True
+        time.sleep(min(0.1, stale_seconds / _HEARTBEATS_PER_LIMIT))
+    return False
+
+
+def _is_dead(content: dict[str, Any]) -> bool:
+    """Known only on the holder's machine."""
     return content.get("machine") == _machine() and not _is_alive(int(content.get("pid", -1)))
 
 

@@ -3,11 +3,13 @@
 import json
 import multiprocessing
 import os
+import threading
 import time
 
 import pytest
 
 from cluster.lease import Lease, LostLeaseError, try_lease
+from cluster.storage import write_json_atomic
 
 
 def test_a_lease_is_held_by_one_and_free_after(tmp_path):
@@ -25,7 +27,7 @@ def test_a_lease_whose_heartbeat_is_old_is_taken_over_and_its_owner_told(tmp_pat
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"heartbeat": time.time() - 100, "machine": "elsewhere"}))
     assert try_lease(path, stale_seconds=200) is None
-    second = try_lease(path, stale_seconds=90)
+    second = try_lease(path, stale_seconds=0.6)
     assert second.attempt == 2
     with pytest.raises(LostLeaseError):
         first.check()
@@ -66,9 +68,30 @@ def test_a_held_lease_is_renewed_while_its_owner_works(tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("jump_seconds", [-3600, 3600])
+@pytest.mark.parametrize("machine", [{}, {"machine": "elsewhere"}], ids=["here", "elsewhere"])
+def test_a_clock_that_jumps_takes_no_lease_from_a_living_owner(tmp_path, monkeypatch, jump_seconds, machine):
+    """The owner, on this machine or another, renews its lease by the clock that it has."""
+    path, clock = tmp_path / "x.lease", time.time
+    lease = try_lease(path, stale_seconds=1.2)
+    content = json.loads(path.read_text())
+
+    def renew() -> None:
+        while not stop.wait(0.1):
+            write_json_atomic(path, content | machine | {"heartbeat": clock()})
+
+    stop, owner = threading.Event(), threading.Thread(target=renew)
+    owner.start()
+    monkeypatch.setattr(time, "time", lambda: clock() + jump_seconds)
+    assert try_lease(path, stale_seconds=1.2) is None
+    stop.set()
+    owner.join()
+    lease.check()
+
+
 def race(path, start, wins):
     start.wait(60)
-    if try_lease(path) is not None:
+    if try_lease(path, stale_seconds=3.0) is not None:
         wins.put(os.getpid())
         time.sleep(2)
 
