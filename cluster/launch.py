@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,37 +57,54 @@ class LaunchError(RuntimeError):
     """The workers failed more often than allowed; the message is the last worker's."""
 
 
-def launch_local(function: WorkerFunction, run_directory: Path, resources: Resources) -> None:
+def launch_local(
+    function: WorkerFunction,
+    run_directory: Path,
+    resources: Resources,
+    before_restart: Callable[[], object] = lambda: None,
+) -> None:
     """Run the workers on this machine without Ray: in this process if there is one, else in spawned processes.
 
-    Under torchrun (RANK and WORLD_SIZE set) this process is one of the workers that torchrun started.
+    After a failure they are started again, at most max_failures times. before_restart: called first; what it raises
+    ends the launch. Under torchrun (RANK and WORLD_SIZE set) this process is one of the workers that torchrun started,
+    and torchrun restarts them. Raises LaunchError; a single worker's ValueError and OSError are raised as they are.
     """
     if in_torchrun():
         _local_worker(int(os.environ.get("LOCAL_RANK", "0")), function, str(run_directory), resources, "env://")
-    elif resources.num_workers == 1:
-        _local_worker(0, function, str(run_directory), resources, "")
-    else:
-        _spawn_local(function, str(run_directory), resources)
-
-
-def _spawn_local(function: WorkerFunction, run_directory: str, resources: Resources) -> None:
-    """One process a worker; all of them again, at most max_failures times, after one fails."""
+        return
+    attempt = _run_here if resources.num_workers == 1 else _spawn
     failures = 0
     while True:
-        context = torch.multiprocessing.spawn(
-            _local_worker,
-            args=(function, run_directory, resources, f"tcp://127.0.0.1:{_free_port()}"),
-            nprocs=resources.num_workers,
-            join=False,
-        )
         try:
-            _join(context)
+            attempt(function, str(run_directory), resources)
             return
         except LaunchError as error:
             failures += 1
+            before_restart()
             if 0 <= resources.max_failures < failures:
                 raise
             _log.warning("workers are started again after failure %d: %s", failures, error)
+
+
+def _run_here(function: WorkerFunction, run_directory: str, resources: Resources) -> None:
+    """The only worker, in this process, where debuggers and profilers reach it."""
+    try:
+        _local_worker(0, function, run_directory, resources, "")
+    except (ValueError, OSError):
+        raise  # the user's to mend: it would fail again
+    except Exception as error:
+        traceback.print_exc()
+        raise LaunchError(f"{type(error).__name__}: {error}") from error
+
+
+def _spawn(function: WorkerFunction, run_directory: str, resources: Resources) -> None:
+    """One process a worker, to their end."""
+    address = f"tcp://127.0.0.1:{_free_port()}"
+    _join(
+        torch.multiprocessing.spawn(
+            _local_worker, args=(function, run_directory, resources, address), nprocs=resources.num_workers, join=False
+        )
+    )
 
 
 def _join(context: ProcessContext) -> None:
@@ -145,7 +163,8 @@ def _settle_in_child() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     # Ctrl-C reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent(signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    end_with_parent(signal.SIGKILL, parent.pid if parent else None)
 
 
 def _free_port() -> int:

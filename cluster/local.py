@@ -21,9 +21,13 @@ from cluster.process import end_with_parent
 from cluster.storage import read_json, write_json_atomic
 
 _HOST = "127.0.0.1"
-# Ray takes a loopback address of a head node for the machine's outer one, unless told that this is no cluster; the
-# setting is named after the systems on which that is its default.
-LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+LOCAL_SETTINGS = {
+    # Ray takes a loopback address of a head node for the machine's outer one, unless told that this is no cluster; the
+    # setting is named after the systems on which that is its default.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Its workers would run at niceness 15, and training give way to everything else on the machine.
+    "RAY_worker_niceness": "0",
+}
 _START_SECONDS, _STOP_SECONDS = 90.0, 10.0
 
 
@@ -51,7 +55,7 @@ def up(num_cpus: int | None = None, with_this_process: bool = False) -> LocalClu
         return running
     if running is not None:
         down()
-    environment = client_environment(create_token=True) | LOOPBACK_ONLY
+    environment = client_environment(create_token=True) | LOCAL_SETTINGS
     port, dashboard_port, agent_port = _free_ports(3)
     log_path = _state_path().with_name("ray-head.log")
     command = [

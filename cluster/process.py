@@ -11,10 +11,15 @@ _ROOT = Path(__file__).resolve().parents[1]
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def end_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send `number` to this process when the thread that started it ends. Linux only; else nothing."""
+def end_with_parent(number: signal.Signals, parent_pid: int | None = None) -> None:
+    """Have the kernel send `number` to this process when the thread that started it ends. Linux only; else nothing.
+
+    parent_pid: the process that started this one; if it is dead by now, `number` is sent at once.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        if parent_pid is not None and os.getppid() != parent_pid:
+            os.kill(os.getpid(), number)
 
 
 def git_commit() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cluster.launch import LaunchError, Resources, Worker, WorkerFunction, in_ray_job
-from cluster.local import LOOPBACK_ONLY, client_environment
+from cluster.local import LOCAL_SETTINGS, client_environment
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,11 +24,13 @@ def launch_ray(
     attempt: str,
     resources: Resources,
     before_resize: Callable[[Path], object],
+    before_restart: Callable[[], object],
 ) -> None:
     """Run the workers under Ray Train, on the cluster of RAY_ADDRESS or one started in this process.
 
     before_resize: called with the run directory while all workers still train, before Ray ends them to go on with
     another number; must not raise. Ray itself would lose what was done since the last checkpoint.
+    before_restart: called after a failure, before workers are started again; what it raises ends the launch.
 
     Ray's own run state goes to a folder of this attempt alone: our checkpoints, not Ray's, say where a run stands, and
     a damaged or half-written Ray state file of an earlier attempt must not stop the next one.
@@ -54,7 +56,7 @@ def launch_ray(
             name=attempt,
             storage_path=str(run_directory / "ray"),
             failure_config=FailureConfig(max_failures=resources.max_failures),
-            callbacks=[_before_resize(partial(before_resize, run_directory))],
+            callbacks=[_watching_controller(partial(before_resize, run_directory), before_restart)],
         ),
         torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_seconds),
     )
@@ -101,27 +103,30 @@ def _num_workers(resources: Resources) -> dict[str, Any]:
     }
 
 
-def _before_resize(action: Callable[[], object]) -> Any:
-    """Ray's controller calls the action when it has decided to resize a group of workers that trains.
+def _watching_controller(before_resize: Callable[[], object], before_restart: Callable[[], object]) -> Any:
+    """Ray's controller calls them when it has decided to resize a group that trains, or what to do after a failure.
 
     Of Ray's callbacks only those for its developers are told of it.
     """
     from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2._internal.execution.controller.state import ResizingState
 
-    class BeforeResize(ControllerCallback):
+    class WatchingController(ControllerCallback):
         def after_controller_state_update(self, previous_state: object, current_state: object) -> None:
             if isinstance(current_state, ResizingState):
-                action()
+                before_resize()
 
-    return BeforeResize()
+        def before_controller_execute_failure_decision(self, failure_decision: object) -> None:
+            before_restart()
+
+    return WatchingController()
 
 
 def _settings(address: str) -> dict[str, str]:
     """Variables that Ray reads when it is imported: a cluster on loopback takes the same settings as `cluster up`."""
     if not address:
-        return client_environment(create_token=True) | LOOPBACK_ONLY
-    return LOOPBACK_ONLY if address.startswith(("127.", "localhost:")) else {}
+        return client_environment(create_token=True) | LOCAL_SETTINGS
+    return LOCAL_SETTINGS if address.startswith(("127.", "localhost:")) else {}
 
 
 @contextmanager

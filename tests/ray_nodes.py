@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from cluster.local import LOOPBACK_ONLY, client_environment
+from cluster.local import LOCAL_SETTINGS, client_environment
 
 
 def drain(address: str, node_id: str) -> None:
@@ -19,7 +19,7 @@ def drain(address: str, node_id: str) -> None:
 
 def main() -> None:
     # Ray reads them when it is imported.
-    os.environ.update(client_environment(create_token=True) | LOOPBACK_ONLY)
+    os.environ.update(client_environment(create_token=True) | LOCAL_SETTINGS)
     from ray.cluster_utils import Cluster
 
     place = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}

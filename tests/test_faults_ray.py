@@ -1,5 +1,6 @@
 """Faults of a run on a real Ray cluster: a stopped job, a killed driver, Ray's own files damaged, a node drained."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -89,7 +91,18 @@ def mlflow_status(directory: Path) -> str:
     return found.info.status
 
 
-def test_a_job_survives_ray_job_stop_the_death_of_its_driver_and_the_loss_of_rays_files(
+def kill_the_head(cluster: Cluster) -> None:
+    """Every process of the only node at once, as when its machine dies; then another cluster, in its place."""
+    processes = cluster.processes()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=20)
+    started = cluster("up", "--num-cpus", "2")
+    assert started.returncode == 0, started.stderr
+
+
+def test_a_job_survives_ray_job_stop_the_deaths_of_its_driver_and_of_the_head_and_the_loss_of_rays_files(
     cluster: Cluster, data: Path, tmp_path: Path
 ) -> None:
     directory = tmp_path / "ray" / "run"
@@ -115,6 +128,10 @@ def test_a_job_survives_ray_job_stop_the_death_of_its_driver_and_the_loss_of_ray
     assert f"training from step {stopped} to {NEVER} on 2 workers" in jobs.logs("orphaned")
 
     shutil.rmtree(directory / "ray")
+    known = last_step(directory)
+    jobs.submit("headless", NEVER, PACED)
+    jobs.wait_for("headless", lambda: last_step(directory) >= known + 3)
+    kill_the_head(cluster)
     num_steps = last_step(directory) + 2
     saved = step_of(complete_directories(directory / "checkpoints")[-1])
     jobs.submit("last", str(num_steps))

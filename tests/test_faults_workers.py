@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.spool import read_metrics
-from cluster.storage import complete_directories
+from cluster.storage import complete_directories, read_json, write_json_atomic
 from tests.fault_support import TINY, Ended, Running, assert_same_run, audited, checkpoint_names, run, wait_for
 from tests.trainer_support import ROOT, digits, final_weights, losses
 from trainer.checkpoint import step_of
@@ -114,6 +114,56 @@ def test_sigterm_to_one_worker_checkpoints_and_ends_the_whole_run(data: Path, st
     assert resumed.code == 0, resumed.output
     assert f"training from step {step} to 8" in resumed.output
     assert_same_run(directory, unbroken, data, STEPS)
+
+
+def test_a_worker_that_failed_after_a_checkpoint_in_a_window_logs_the_averages_of_all_its_steps(
+    data: Path, storage: Path, unbroken: Path
+) -> None:
+    """Averages over four steps; the checkpoint of step 6 holds half of the second, and a worker dies in step 7."""
+    every = ("--train.log_every_steps", "4", "--checkpoint.every_steps", "3")
+    ended = train(data, storage, "window", *every, RAYDDPM_FAULT="step.after:step=7:rank=1:kill")
+    assert ended.code == 0, ended.output
+    assert "training from step 6 to 8" in ended.output
+    each = losses(unbroken)
+    assert losses(storage / "window") == pytest.approx([sum(each[:4]) / 4, sum(each[4:]) / 4], rel=1e-12)
+
+
+def test_workers_of_a_run_that_was_taken_over_are_not_started_again(data: Path, storage: Path, unbroken: Path) -> None:
+    """Another process takes the lease and opens the run, as after the launching one had been asleep."""
+    fault = {"RAYDDPM_FAULT": "step.before:again:delay=0.3"}
+    directory = storage / "taken"
+    with Running(storage / "logs", arguments_for(data, storage, "taken"), fault) as running:
+        wait_for(lambda: checkpoint_names(directory) == ["step-00000002"])
+        lease = read_json(directory / "lease.json")
+        write_json_atomic(directory / "lease.json", lease | {"token": "another's"})
+        ended = running.wait()
+    assert ended.code == 1, ended.output
+    assert "lease.json was taken over by another process: this one writes nothing more" in ended.output
+    assert "started again" not in ended.output
+    assert len(checkpoint_names(directory)) <= 2
+    assert not (directory / "FINISHED.json").exists()
+    assert read_json(directory / "lease.json")["token"] == "another's"
+    (directory / "lease.json").unlink()
+    resumed = train(data, storage, "taken")
+    assert resumed.code == 0, resumed.output
+    assert_same_run(directory, unbroken, data, STEPS)
+
+
+def test_a_single_worker_is_started_again_too(data: Path, storage: Path) -> None:
+    one = ("--workers.num_workers", "1")
+    ended = train(data, storage, "single", *one, RAYDDPM_FAULT="step.loss:step=6:nan")
+    assert ended.code == 0, ended.output
+    assert "workers are started again after failure 1: NonFiniteError: the gradient of step 5 is not" in ended.output
+    audited(storage / "single", data, STEPS)
+
+
+def test_a_slow_save_is_not_taken_for_a_hang(data: Path, storage: Path, unbroken: Path) -> None:
+    """Both workers wait for the last checkpoint, three times as long as a step may take."""
+    slow = {"RAYDDPM_FAULT": "save.in_write:step=8:delay=6"}
+    ended = train(data, storage, "slow", "--workers.step_timeout_seconds", "2", **slow)
+    assert ended.code == 0, ended.output
+    assert "started again" not in ended.output
+    assert_same_run(storage / "slow", unbroken, data, STEPS)
 
 
 def torchrun(data: Path, storage: Path, **environment: str) -> "subprocess.Popen[str]":

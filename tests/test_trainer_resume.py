@@ -14,7 +14,7 @@ import torch
 from cluster.launch import Worker
 from cluster.lease import LostLeaseError
 from cluster.spool import read_metrics
-from cluster.storage import DamagedError, complete_directories, read_json
+from cluster.storage import DamagedError, complete_directories, read_json, verify
 from data_pipeline.demo import DemoOptions, pack_demo
 from tests.trainer_support import ROOT, command, digits, final_weights, losses, tiny_config, train_locally
 from trainer.checkpoint import step_of
@@ -144,9 +144,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
     planned = train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 4}))
     unbroken = train_locally(tiny_config(data, tmp_path, "unbroken"))
     newest = complete_directories(planned.directory / "checkpoints")[-1]
-    content = bytearray((newest / "model.safetensors").read_bytes())
-    content[-1] ^= 1
-    (newest / "model.safetensors").write_bytes(content)
+    damage(newest)
     resumed = train_locally(tiny_config(data, tmp_path, "run"))
     assert f"{newest.name}: model.safetensors does not match" in caplog.text
     assert losses(resumed.directory) == losses(unbroken.directory)
@@ -203,6 +201,8 @@ def test_sigterm_ends_in_a_checkpoint_and_the_same_command_goes_on(
     while not read_metrics(tmp_path / "run").get("train/loss") and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    running.send_signal(signal.SIGTERM)  # as timeout(1) does: to the process, then to its group
     output, errors = running.communicate(timeout=60)
     assert running.returncode == 130, errors
     assert "stopped with a checkpoint" in output
@@ -233,5 +233,34 @@ def test_a_worker_whose_run_was_taken_over_commits_nothing(data: Path, tmp_path:
         state = json.loads(lease.path.read_text())
         lease.path.write_text(json.dumps(state | {"token": "another"}))
         with pytest.raises(LostLeaseError):
-            train_worker(Worker(0, 1, torch.device("cpu")), str(planned.directory))
+            train_worker(Worker(0, 1, torch.device("cpu")), str(planned.directory), dataclasses.replace(lease))
     assert complete_directories(planned.directory / "checkpoints") == []
+
+
+def damage(checkpoint: Path) -> None:
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(content)
+
+
+def test_retention_counts_no_damaged_checkpoint_and_never_deletes_what_was_resumed_from(
+    data: Path, tmp_path: Path
+) -> None:
+    """Whole is step 2 alone; the steps after it are committed again beside their damaged namesakes."""
+    kept = {"keep_last": 5}
+    planned = train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 8}, checkpoint=kept))
+    for checkpoint in complete_directories(planned.directory / "checkpoints")[1:]:
+        damage(checkpoint)
+    kept = {"keep_last": 2}
+    train_locally(tiny_config(data, tmp_path, "run", train={"num_steps": 9}, checkpoint=kept))
+    newest_first = complete_directories(planned.directory / "checkpoints")[::-1]
+    whole = [step_of(path) for path in newest_first if not is_damaged(path)]
+    assert whole == [9, 8]
+
+
+def is_damaged(checkpoint: Path) -> bool:
+    try:
+        verify(checkpoint)
+    except DamagedError:
+        return True
+    return False

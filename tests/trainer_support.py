@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,9 @@ def train_locally(
     workers = planned.config.workers
     with run_lease(planned.directory) as lease:
         open_run(planned, lease, force_changes)
-        launch_local(function, planned.directory, Resources(workers.num_workers, False, 1, 0, 60))
-        close_run(planned, "FINISHED")
+        worker = partial(function, lease=dataclasses.replace(lease)) if function is train_worker else function
+        launch_local(worker, planned.directory, Resources(workers.num_workers, False, 1, 0, 60), lease.check)
+        close_run(planned, lease, "FINISHED")
     return planned
 
 

@@ -4,6 +4,7 @@ model.safetensors  ema.safetensors  optimizer.safetensors   as named in the modu
 snapshot.json  state.json  COMPLETE.json                    see cluster/storage.py for the commit
 """
 
+import dataclasses
 import json
 import logging
 import time
@@ -11,15 +12,18 @@ import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster.fault import Faults
+from cluster.launch import Worker
 from cluster.lease import Lease
 from cluster.storage import (
+    COMPLETE,
     DamagedError,
     commit_directory,
     complete_directories,
@@ -33,6 +37,7 @@ from models.ema import ExponentialMovingAverage
 from models.snapshot import save_tensors, write_snapshot
 from trainer.config import CheckpointConfig, Config
 from trainer.engines import Engine
+from trainer.window import Window
 
 _log = logging.getLogger(__name__)
 
@@ -52,16 +57,25 @@ class Captured:
     ema: dict[str, Tensor]
     ema_progress: dict[str, float]
     """decay, number of updates, share of the initial weights."""
+    window: Window
+    """Sums over the steps that are not logged yet."""
 
 
-def capture(step: int, engine: Engine, ema: ExponentialMovingAverage) -> Captured:
+class Resumed(NamedTuple):
+    """Where training goes on: the number of completed updates, and the window of metrics that had begun."""
+
+    step: int
+    window: dict[str, Any] | None
+
+
+def capture(step: int, engine: Engine, ema: ExponentialMovingAverage, window: Window) -> Captured:
     """Copy the state after `step` updates to the host. Collective: every rank calls it, rank 0 saves it."""
     progress = {
         "decay": ema.decay,
         "num_updates": ema.update_count or 0,
         "initial_weight_share": ema.initial_weight_share,
     }
-    return Captured(step, engine.model_state(), engine.optimizer_state(), ema.named_state(), progress)
+    return Captured(step, engine.model_state(), engine.optimizer_state(), ema.named_state(), progress, window)
 
 
 class CheckpointStore:
@@ -71,11 +85,11 @@ class CheckpointStore:
         self,
         run_directory: Path,
         config: Config,
-        lease: Lease,
+        lease: Lease | None,
         provenance: dict[str, Any],
         faults: Faults | None = None,
     ):
-        """lease: the run's; a worker whose run was taken over commits nothing.
+        """lease: the run's; a worker whose run was taken over commits nothing. None: nobody else can take it over.
 
         provenance: what state.json and the snapshot say of their origin (run, config digest, data digest).
         """
@@ -83,13 +97,14 @@ class CheckpointStore:
         self._parent = run_directory / "checkpoints"
         self._config, self._lease, self._provenance = config, lease, provenance
         self._attempt = uuid.uuid4().hex[:8]
+        self._damaged: set[Path] = set()
 
     def save(self, captured: Captured) -> Path:
         """Commit a captured state, then delete what retention no longer keeps. A failed write is tried once more.
 
         Raises OSError, with nothing of the new checkpoint left and the old ones untouched.
         """
-        self._lease.check()
+        self._check_lease()
         remove_leftovers(self._parent)  # of a writer that was killed; there is no other than this one
         try:
             directory = self._commit(captured)
@@ -109,8 +124,12 @@ class CheckpointStore:
             ) from error
 
     def _commit(self, captured: Captured) -> Path:
-        state = {**self._provenance, "step": captured.step, "ema": captured.ema_progress}
-
+        state = {
+            **self._provenance,
+            "step": captured.step,
+            "ema": captured.ema_progress,
+            "window": dataclasses.asdict(captured.window),
+        }
         reached = self.faults.at("save", captured.step)
 
         def write(directory: Path) -> None:
@@ -120,39 +139,70 @@ class CheckpointStore:
             save_tensors(captured.optimizer, directory / "optimizer.safetensors")
             write_snapshot(directory, captured.ema, self._config.model, self._config.diffusion, state)
             (directory / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
-            self._lease.check()
+            self._check_lease()
             reached("after_write")
 
         name = f"step-{captured.step:08d}-{self._attempt}"
         return commit_directory(self._parent, name, write, {"step": captured.step}, reached)
 
-    def restore(self, engine: Engine, ema: ExponentialMovingAverage) -> int:
-        """Load the newest checkpoint that verifies; the number of completed updates, 0 if there is none.
+    def restore(self, engine: Engine, ema: ExponentialMovingAverage, worker: Worker) -> Resumed:
+        """Load the newest checkpoint that verifies; step 0 if there is none. Collective: rank 0 says which it is.
 
         A damaged one is reported and passed over. Raises DamagedError if there are checkpoints and none verifies.
         """
+        found = self._newest_whole() if worker.rank == 0 else None
+        chosen = [found.directory if found else None]
+        if worker.world_size > 1:
+            dist.broadcast_object_list(chosen, src=0, device=worker.device)
+        if chosen[0] is None:
+            return Resumed(0, None)
+        state, tensors = found.content if found else _read(chosen[0])
+        engine.load_state(tensors["model"], tensors["optimizer"])
+        ema.load_named_state(tensors["ema"], state["ema"]["num_updates"], state["ema"]["decay"])
+        return Resumed(state["step"], state.get("window"))
+
+    def _newest_whole(self) -> "_Whole | None":
         checkpoints = complete_directories(self._parent)
         for directory in reversed(checkpoints):
             try:
                 verify(directory)
-                state, tensors = _read(directory)
+                return _Whole(directory, _read(directory))
             except DamagedError as error:
                 _log.error("checkpoint passed over: %s", error)
-                continue
-            engine.load_state(tensors["model"], tensors["optimizer"])
-            ema.load_named_state(tensors["ema"], state["ema"]["num_updates"], state["ema"]["decay"])
-            return state["step"]
+                self._damaged.add(directory)
         if checkpoints:
             raise DamagedError(f"none of the {len(checkpoints)} checkpoints in {self._parent} verifies; see the log")
-        return 0
+        return None
 
     def _apply_retention(self, keep: CheckpointConfig) -> None:
-        """Never the newest `keep_last` (at least 2), nor the permanent ones, nor one an evaluation holds."""
+        """Never the newest `keep_last` (at least 2), nor the permanent ones, nor one an evaluation holds.
+
+        Those found damaged do not count, and go once they are older than what is kept.
+        """
         held = held_checkpoints(self._parent.parent)
-        for directory in complete_directories(self._parent)[: -keep.keep_last]:
+        found = sorted(complete_directories(self._parent), key=_age)
+        kept = [directory for directory in found if directory not in self._damaged][-keep.keep_last :]
+        for directory in found:
             permanent = keep.keep_every_steps and step_of(directory) % keep.keep_every_steps == 0
-            if not permanent and directory.name not in held:
+            newer = _age(directory) >= _age(kept[0])
+            if not newer and not permanent and directory.name not in held:
                 remove_directory(directory)
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
+
+class _Whole(NamedTuple):
+    """A checkpoint that verifies, and what it holds."""
+
+    directory: Path
+    content: tuple[dict[str, Any], dict[str, dict[str, Tensor]]]
+
+
+def _age(checkpoint: Path) -> tuple[int, float]:
+    """To sort by: the step, and of two with the same, as after a damaged one was passed over, when it was committed."""
+    return step_of(checkpoint), (checkpoint / COMPLETE).stat().st_mtime
 
 
 def _read(directory: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
@@ -188,6 +238,11 @@ class BackgroundSaver:
         """Begin to save. The previous save must have been collected."""
         assert self._running is None
         self._running = self._pool.submit(self._save, captured)
+
+    @property
+    def is_running(self) -> bool:
+        running = self._running
+        return running is not None and not running.done()
 
     def collect(self, wait: bool) -> Saved | None:
         """The save that has ended since the last call, if any; wait: until there is none under way.

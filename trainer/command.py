@@ -7,19 +7,22 @@ import os
 import re
 import sys
 import uuid
+from dataclasses import replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from cluster.fault import Faults, requested
 from cluster.launch import LaunchError, Resources, in_torchrun, launch_local
+from cluster.lease import Lease, LostLeaseError
 from cluster.progress import ProgressBar
 from cluster.ray_train import launch_ray
 from cluster.tracking import BackgroundUploader
 from trainer.config import Config, WorkersConfig, to_dict
 from trainer.plan import Plan, plan, summary
 from trainer.presets import PRESETS
-from trainer.run import close_run, is_finished, open_run, run_lease
+from trainer.run import close_run, is_finished, newest_step, open_run, run_lease
 from trainer.stop import request_checkpoint, signals_stop, stop_path
 from trainer.worker import train_worker
 
@@ -65,7 +68,10 @@ def main(arguments: list[str]) -> int:
             unfinished = open_run(planned, lease, options.force_changes)
             print(f"run {planned.config.run.name} in {planned.directory}", flush=True)
             if unfinished:
-                return _run(planned, options.launcher)
+                return _run(planned, options.launcher, replace(lease))
+    except LostLeaseError as error:
+        print(f"error: {error}: this one writes nothing more into {planned.directory}", file=sys.stderr)
+        return _FAILED
     except (ValueError, OSError) as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return _USER_ERROR
@@ -94,8 +100,9 @@ def _resources(workers: WorkersConfig) -> Resources:
     )
 
 
-def _run(planned: Plan, launcher: Literal["ray", "local"]) -> int:
-    resources = _resources(planned.config.workers)
+def _run(planned: Plan, launcher: Literal["ray", "local"], lease: Lease) -> int:
+    """lease: a copy that can be sent to workers, of the one that this process holds."""
+    resources, function = _resources(planned.config.workers), partial(train_worker, lease=lease)
     status, exit_code = "FAILED", _FAILED
     stop_path(planned.directory).unlink(missing_ok=True)
     with BackgroundUploader(planned.directory, faults=Faults(requested(), planned.directory)):
@@ -103,24 +110,24 @@ def _run(planned: Plan, launcher: Literal["ray", "local"]) -> int:
             with ProgressBar(planned.directory), signals_stop(planned.directory):
                 if launcher == "ray":
                     attempt = f"attempt-{uuid.uuid4().hex[:8]}"
-                    launch_ray(train_worker, planned.directory, attempt, resources, request_checkpoint)
+                    launch_ray(function, planned.directory, attempt, resources, request_checkpoint, lease.check)
                 else:
-                    launch_local(train_worker, planned.directory, resources)
-            stopped = stop_path(planned.directory).exists()
-            status, exit_code = ("KILLED", _INTERRUPTED) if stopped else ("FINISHED", 0)
+                    launch_local(function, planned.directory, resources, lease.check)
+            finished = newest_step(planned.directory) >= planned.config.train.num_steps
+            status, exit_code = ("FINISHED", 0) if finished else ("KILLED", _INTERRUPTED)
         except LaunchError as error:
             _log.error("%s", error)
             print(f"error: the workers failed: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
         finally:
-            _close(planned, status)
+            _close(planned, lease, status)
     if status == "KILLED":
         print("stopped with a checkpoint; the same command goes on from it", flush=True)
     return exit_code
 
 
-def _close(planned: Plan, status: str) -> None:
+def _close(planned: Plan, lease: Lease, status: str) -> None:
     try:
-        close_run(planned, status)
+        close_run(planned, lease, status)
     except OSError as error:
         _log.warning("the run's end could not be noted: %s", error)  # a full disk; what ended it says more
 

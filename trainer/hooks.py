@@ -3,11 +3,10 @@
 import resource
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from cluster.launch import Worker
 from cluster.lease import Lease
@@ -19,8 +18,7 @@ from trainer.config import Config
 from trainer.engines import Engine, StepResult
 from trainer.objective import Objective
 from trainer.throughput import model_flops_per_image, peak_flops_per_second
-
-_NUM_QUARTILES = 4
+from trainer.window import WindowRecorder
 
 
 class MetricsHook:
@@ -35,60 +33,42 @@ class MetricsHook:
         ema: ExponentialMovingAverage,
         stream: BatchStream,
         spool: Spool | None,
+        begun: dict[str, Any] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        """spool: given on rank 0 alone. clock: seconds."""
+        """spool: given on rank 0 alone. begun: the window of the checkpoint that training goes on from."""
         if spool is not None:
             self._flops_per_image = model_flops_per_image(config.model)
             self._peak = worker.world_size * peak_flops_per_second(worker.device, config.train.precision)
         self._config, self._worker, self._objective = config, worker, objective
         self._engine, self._ema, self._stream, self._spool, self._clock = engine, ema, stream, spool, clock
-        self._counters: list[Tensor] = []
-        self._losses: list[Tensor] = []
+        self.recorder = WindowRecorder(objective.diffusion.num_timesteps, worker.world_size, begun)
+        self._num_timed_steps = 0
         self._started, self._waited = clock(), stream.wait_seconds
 
     def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
-        self._counters.append(batch.counters)
-        self._losses.append(result.losses)
+        self.recorder.add(self._objective.timesteps(batch.counters), result.losses, result.grad_norm)
+        self._num_timed_steps += 1
         if step % self._config.train.log_every_steps == 0 or step == self._config.train.num_steps:
-            values = self._loss_values() | self._speed_values(len(self._losses))
+            values = self.recorder.take().averages() | self._speed_values()
             if self._spool is not None:
                 flops_per_second = values["train/images_per_second"] * self._flops_per_image
                 values["train/model_flops_per_second"] = flops_per_second
                 values["train/model_flops_fraction_of_peak"] = flops_per_second / self._peak
-                values["train/grad_norm"] = result.grad_norm.item()
                 values["train/learning_rate"] = self._engine.learning_rate(batch.step)
                 values["train/images_seen"] = step * self._config.train.global_batch_size
                 values["train/ema_initial_weight_share"] = self._ema.initial_weight_share
                 self._spool.metrics(values | _system_values(self._worker.device), step)
-            self._counters, self._losses = [], []
 
-    def _loss_values(self) -> dict[str, float]:
-        """Mean loss, in total and by quartile of t (as improved-diffusion logs it); one all-reduce of ten numbers."""
-        losses = torch.cat(self._losses).double()
-        t = self._objective.timesteps(torch.cat(self._counters)).to(losses.device)
-        quartile = t * _NUM_QUARTILES // self._objective.diffusion.num_timesteps
-        sums = torch.zeros(_NUM_QUARTILES, 2, dtype=torch.float64, device=losses.device)
-        sums.index_add_(0, quartile, torch.stack([losses, torch.ones_like(losses)], dim=1))
-        if self._worker.world_size > 1:
-            dist.all_reduce(sums)
-        total, count = sums.sum(dim=0).tolist()
-        by_quartile = {
-            f"train/loss_quartile_{number}": loss_sum / num
-            for number, (loss_sum, num) in enumerate(sums.tolist(), 1)
-            if num
-        }
-        return {"train/loss": total / count, **by_quartile}
-
-    def _speed_values(self, num_steps: int) -> dict[str, float]:
+    def _speed_values(self) -> dict[str, float]:
         now, waited = self._clock(), self._stream.wait_seconds
-        seconds = now - self._started
+        seconds, num_steps = now - self._started, self._num_timed_steps
         values = {
             "train/step_seconds": seconds / num_steps,
             "train/images_per_second": num_steps * self._config.train.global_batch_size / seconds,
             "train/data_wait_fraction": (waited - self._waited) / seconds,
         }
-        self._started, self._waited = now, waited
+        self._started, self._waited, self._num_timed_steps = now, waited, 0
         return values
 
 
@@ -117,11 +97,12 @@ class CheckpointHook:
         config: Config,
         engine: Engine,
         ema: ExponentialMovingAverage,
+        recorder: WindowRecorder,
         store: CheckpointStore,
         spool: Spool | None,
     ):
         """spool: given on rank 0 alone, which writes."""
-        self._config, self._engine, self._ema, self._spool = config, engine, ema, spool
+        self._config, self._engine, self._ema, self._recorder, self._spool = config, engine, ema, recorder, spool
         self._store, self._saver = store, BackgroundSaver(store)
         self._last_step = 0
 
@@ -139,7 +120,7 @@ class CheckpointHook:
         self._last_step = step
         self._store.faults("save.capture", step)
         started = time.perf_counter()
-        captured = capture(step, self._engine, self._ema)
+        captured = capture(step, self._engine, self._ema, self._recorder.window())
         if self._spool is None:
             return
         self._report(self._saver.collect(wait=True))
@@ -147,6 +128,10 @@ class CheckpointHook:
         self._saver.start(captured)
         if wait:
             self._report(self._saver.collect(wait=True))
+
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is being written now; asked by another thread."""
+        return self._saver.is_running
 
     def _report(self, saved: Saved | None) -> None:
         if saved is not None and self._spool is not None:

@@ -54,13 +54,12 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
                 "values it had (--force-changes trains on regardless, and records it)"
             )
         _refuse_misfits(plan, from_dict(previous["config"]))
-        forced_changes.append({"after_step": _newest_step(plan.directory), "changes": changed})
+        forced_changes.append({"after_step": newest_step(plan.directory), "changes": changed})
         _log.warning("%s goes on with changes: %s", plan.directory, "; ".join(changed))
     plan.directory.mkdir(parents=True, exist_ok=True)
     config = plan.config
     run = {
         "run": config.run.name,
-        "lease_token": lease.token,
         "uid": previous["uid"] if previous else uuid.uuid4().hex,
         "num_attempts": previous["num_attempts"] + 1 if previous else 1,
         "created_unix_seconds": previous["created_unix_seconds"] if previous else time.time(),
@@ -91,8 +90,9 @@ def is_finished(plan: Plan) -> bool:
     return path.exists() and bool(read_json(path)["step"] >= plan.config.train.num_steps)
 
 
-def close_run(plan: Plan, status: str) -> None:
-    """status: FINISHED, FAILED or KILLED, as MLflow names them."""
+def close_run(plan: Plan, lease: Lease, status: str) -> None:
+    """status: FINISHED, FAILED or KILLED, as MLflow names them. Raises LostLeaseError if the run is another's now."""
+    lease.check()
     if status == "FINISHED":
         write_json_atomic(plan.directory / "FINISHED.json", {"step": plan.config.train.num_steps})
     spool = Spool(plan.directory, "run")
@@ -150,7 +150,7 @@ def _shapes(model: ModelConfig) -> dict[str, torch.Size]:
         return {name: parameter.shape for name, parameter in build_model(model).named_parameters()}
 
 
-def _newest_step(directory: Path) -> int:
+def newest_step(directory: Path) -> int:
     """The step of the newest checkpoint, 0 if there is none."""
     checkpoints = complete_directories(directory / "checkpoints")
     return checkpoint_step(checkpoints[-1].name) if checkpoints else 0

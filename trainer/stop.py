@@ -1,6 +1,7 @@
 """How a run is asked to checkpoint or to end: signals, files, and notices that a machine will be taken away."""
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from data_pipeline.loader import Batch
 from trainer.engines import StepResult
 
 _GO_ON, _CHECKPOINT, _STOP = 0, 1, 2
+_SAME_WISH_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -99,14 +101,23 @@ def request_checkpoint(run_directory: Path, timeout_seconds: float = 120.0) -> N
 
 @contextmanager
 def signals_stop(run_directory: Path) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the workers to checkpoint and end; a second one ends this process at once."""
+    """SIGINT and SIGTERM ask the workers to checkpoint and end; seconds later, a second one ends this process at once.
+
+    Not sooner: timeout(1) and some schedulers send a signal to a process and then again to all of its group.
+    """
+    asked = 0.0
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        stop_path(run_directory).touch()
-        print("stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        nonlocal asked
+        if not asked:
+            asked = time.monotonic()
+            stop_path(run_directory).touch()
+            print("stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+        elif time.monotonic() - asked > _SAME_WISH_SECONDS:
+            for each, handler in previous.items():
+                signal.signal(each, handler)
+            os.kill(os.getpid(), number)
 
     for number in previous:
         signal.signal(number, ask)

@@ -10,7 +10,9 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cluster.launch import Worker
 from cluster.storage import write_json_atomic
@@ -19,6 +21,7 @@ from trainer.engines import StepResult
 
 EXIT_CODE = 70
 _BEATS_PER_TIMEOUT = 10
+_SAVES_TIMEOUTS = 10
 _log = logging.getLogger(__name__)
 
 
@@ -26,13 +29,14 @@ class Watchdog:
     """A hook that must be called every `timeout_seconds`; else the process writes its stacks and exits with code 70.
 
     The launcher then restarts the workers. The clock starts with the first step that ends, because the first may
-    compile for long; before that the launcher's own start timeout applies.
+    compile for long; before that the launcher's own start timeout applies. While rank 0 writes a checkpoint that the
+    others may be waiting for, such as the last, it has ten times as long: storage may be slow, and a save is no hang.
     """
 
-    def __init__(self, run_directory: Path, worker: Worker, timeout_seconds: float):
+    def __init__(self, run_directory: Path, worker: Worker, timeout_seconds: float, is_saving: Callable[[], bool]):
         self._heartbeats = run_directory / "heartbeats"
         self._stacks = run_directory / "stacks"
-        self._worker, self._timeout_seconds = worker, timeout_seconds
+        self._worker, self._timeout_seconds, self._is_saving = worker, timeout_seconds, is_saving
         self._step, self._stepped = -1, time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -53,13 +57,32 @@ class Watchdog:
                 self._beat()
             except OSError as error:
                 _log.warning("heartbeat not written: %s", error)
-            if self._step >= 0 and time.monotonic() - self._stepped > self._timeout_seconds:
+            if self._step >= 0 and time.monotonic() - self._stepped > self._patience_seconds():
                 self._end()
             ended = self._stop.wait(self._timeout_seconds / _BEATS_PER_TIMEOUT)
 
     def _beat(self) -> None:
-        beat = {"rank": self._worker.rank, "step": self._step, "pid": os.getpid(), "unix_seconds": time.time()}
+        beat = {
+            "rank": self._worker.rank,
+            "step": self._step,
+            "saving": self._is_saving(),
+            "pid": os.getpid(),
+            "unix_seconds": time.time(),
+        }
         write_json_atomic(self._heartbeats / f"rank-{self._worker.rank}.json", beat)
+
+    def _patience_seconds(self) -> float:
+        if time.monotonic() - self._stepped < self._timeout_seconds:
+            return self._timeout_seconds  # without a look at the storage
+        beat = self._read_beat(0)
+        saves = beat is not None and beat["saving"] and time.time() - beat["unix_seconds"] < self._timeout_seconds
+        return (_SAVES_TIMEOUTS if saves else 1) * self._timeout_seconds
+
+    def _read_beat(self, rank: int) -> dict[str, Any] | None:
+        try:
+            return json.loads((self._heartbeats / f"rank-{rank}.json").read_text())
+        except (OSError, ValueError):
+            return None
 
     def _end(self) -> None:
         report = f"{self._accusation()}; stacks of rank {self._worker.rank} are in {self._stacks}"
@@ -76,10 +99,8 @@ class Watchdog:
         silent_seconds = 3 * self._timeout_seconds / _BEATS_PER_TIMEOUT
         suspects = []
         for rank in range(self._worker.world_size):
-            path = self._heartbeats / f"rank-{rank}.json"
-            try:
-                beat = json.loads(path.read_text())
-            except (OSError, ValueError):
+            beat = self._read_beat(rank)
+            if beat is None:
                 suspects.append(f"rank {rank} has no heartbeat")
                 continue
             silent = time.time() - beat["unix_seconds"]

@@ -30,21 +30,26 @@ from trainer.engines import NonFiniteError, make_engine
 from trainer.hooks import CheckpointHook, LeaseHook, MetricsHook
 from trainer.loop import Hook, train
 from trainer.objective import Objective
-from trainer.run import LEASE_STALE_SECONDS
 from trainer.stop import StopHook, Stopped, sigterm_stops
 from trainer.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
 
-def train_worker(worker: Worker, run_directory: str) -> None:
-    """Train (or go on training) the run described by `run_directory`/run.json to its last step."""
+def train_worker(worker: Worker, run_directory: str, lease: Lease | None = None) -> None:
+    """Train (or go on training) the run described by `run_directory`/run.json to its last step.
+
+    lease: the launching process's, handed on by it and never read from the run directory, where a process that has
+    taken the run over may have put its own. None: this worker writes nothing, or nobody else can.
+    """
     directory = Path(run_directory)
     with sigterm_stops(directory):
-        _train(worker, directory, read_json(directory / "run.json"))
+        _train(worker, directory, read_json(directory / "run.json"), lease)
 
 
-def _train(worker: Worker, directory: Path, run: dict[str, Any]) -> None:
+def _train(worker: Worker, directory: Path, run: dict[str, Any], lease: Lease | None) -> None:
+    if lease is not None:
+        lease.check()
     config = from_dict(run["config"])
     objective = Objective(
         GaussianDiffusion(config.diffusion),
@@ -62,10 +67,8 @@ def _train(worker: Worker, directory: Path, run: dict[str, Any]) -> None:
     provenance = {
         name: run[name] for name in ("run", "uid", "config_digest", "manifest_digest", "versions", "forced_changes")
     }
-    lease = Lease(directory / "lease.json", run["lease_token"], run["num_attempts"], LEASE_STALE_SECONDS)
-    lease.check()
     store = CheckpointStore(directory, config, lease, provenance, faults)
-    start_step = store.restore(engine, ema)
+    start_step, window = store.restore(engine, ema, worker)
     if worker.rank == 0:
         _log.info("training from step %d to %d on %d workers", start_step, config.train.num_steps, worker.world_size)
     if start_step >= config.train.num_steps:
@@ -76,13 +79,14 @@ def _train(worker: Worker, directory: Path, run: dict[str, Any]) -> None:
     if config.data.ledger:
         batches = _recorded(batches, worker, directory / "ledger", dataset, order)
     spool = Spool(directory, "train") if worker.rank == 0 else None
-    watchdog = Watchdog(directory, worker, config.workers.step_timeout_seconds)
-    checkpoints = CheckpointHook(config, engine, ema, store, spool)
+    metrics = MetricsHook(config, worker, objective, engine, ema, stream, spool, window)
+    checkpoints = CheckpointHook(config, engine, ema, metrics.recorder, store, spool)
+    watchdog = Watchdog(directory, worker, config.workers.step_timeout_seconds, checkpoints.is_saving)
     hooks: list[Hook] = [
         watchdog,
         *((DrillHook(faults),) if faults else ()),
-        LeaseHook(lease, worker),
-        MetricsHook(config, worker, objective, engine, ema, stream, spool),
+        *((LeaseHook(lease, worker),) if lease is not None else ()),
+        metrics,
         checkpoints,
         StopHook(directory, worker, partial(checkpoints.save, wait=True)),
     ]

@@ -1,0 +1,73 @@
+"""Averages over the steps since the last logged one, the same to the bit for a run that was stopped in between."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_NUM_QUARTILES = 4
+
+
+@dataclass
+class Window:
+    """Sums over the steps of a window, all workers', added up step by step; goes into a checkpoint as JSON."""
+
+    num_steps: int = 0
+    losses: list[list[float]] = field(default_factory=lambda: [[0.0, 0.0] for _ in range(_NUM_QUARTILES)])
+    """By quartile of t: the sum of the losses, and their number."""
+    grad_norms: float = 0.0
+
+    def averages(self) -> dict[str, float]:
+        """Mean loss, in total and by quartile of t (as improved-diffusion logs it), and mean gradient norm."""
+        loss_sums, counts = zip(*self.losses, strict=True)
+        by_quartile = {
+            f"train/loss_quartile_{number}": loss_sum / count
+            for number, (loss_sum, count) in enumerate(self.losses, 1)
+            if count
+        }
+        return {
+            "train/loss": sum(loss_sums) / sum(counts),
+            **by_quartile,
+            "train/grad_norm": self.grad_norms / self.num_steps,
+        }
+
+
+class WindowRecorder:
+    """Collects what a window needs without waiting for the device; it does when the sums are asked for."""
+
+    def __init__(self, num_timesteps: int, world_size: int, begun: dict[str, Any] | None):
+        """begun: the window that a checkpoint holds, None for an empty one."""
+        self._num_timesteps, self._world_size = num_timesteps, world_size
+        self._window = Window(**begun) if begun else Window()
+        self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, t: Tensor, losses: Tensor, grad_norm: Tensor) -> None:
+        """One step. t: (b,) int64; losses: (b,) this worker's; grad_norm: () that of all workers."""
+        self._steps.append((t, losses, grad_norm))
+
+    def window(self) -> Window:
+        """The sums so far. Collective."""
+        if self._steps:
+            sums = torch.stack([self._sums(t, losses) for t, losses, _ in self._steps])
+            if self._world_size > 1:
+                dist.all_reduce(sums)
+            norms = torch.stack([norm for _, _, norm in self._steps])
+            for step_sums, norm in zip(sums.tolist(), norms.tolist(), strict=True):
+                pairs = zip(self._window.losses, step_sums, strict=True)
+                losses = [[total + loss, count + num] for (total, count), (loss, num) in pairs]
+                self._window = Window(self._window.num_steps + 1, losses, self._window.grad_norms + norm)
+            self._steps = []
+        return self._window
+
+    def take(self) -> Window:
+        """The sums, and begin anew. Collective."""
+        window = self.window()
+        self._window = Window()
+        return window
+
+    def _sums(self, t: Tensor, losses: Tensor) -> Tensor:
+        quartile = t.to(losses.device) * _NUM_QUARTILES // self._num_timesteps
+        sums = torch.zeros(_NUM_QUARTILES, 2, dtype=torch.float64, device=losses.device)
+        return sums.index_add_(0, quartile, torch.stack([losses.double(), torch.ones_like(losses).double()], dim=1))
