@@ -24,8 +24,10 @@ install: .venv/installed
 demo: install
 	@$(BIN)/python -m cluster demo $(DEMO)
 
+# Two at a time, since most of a test is waiting for processes to start; then those that measure time.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 # Debian packages that some tests need; without them those tests skip (and fail where CI=true is set).
 test-deps:

@@ -79,6 +79,7 @@ def assert_in_mlflow_once(directory: Path, uri: str, num_steps: int) -> str:
     return run.info.status
 
 
+@pytest.mark.alone
 def test_an_mlflow_server_may_be_away_at_the_start_in_the_middle_and_at_the_end(data: Path, tmp_path: Path) -> None:
     server, directory = Server(tmp_path), tmp_path / "run"
     arguments = [*TINY, "--data.path", str(data), "--run.storage", str(tmp_path), "--run.name", "run"]
