@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,6 +83,8 @@ def test_no_arguments_mean_the_demo() -> None:
         (["--workers.min_workers", "9"], "workers.min_workers 9"),
         (["--workers.compile", "true", "--workers.strategy", "zero3"], "workers.strategy zero3"),
         (["--ema.decay", "1.5"], "1.5"),
+        (["--optim.learning_rate", "1e400"], "optim.learning_rate inf must be above 0, and finite"),
+        (["--run.storage", "s3://bucket/runs"], "run.storage 's3://bucket/runs' is not a folder"),
         (["stray"], "stray"),
     ],
 )
@@ -97,6 +100,50 @@ def test_wrong_input_ends_with_code_2_and_one_helpful_line(
     assert error.count("\n") == 1
     assert named in error
     assert not storage.exists()
+
+
+NOT_FINITE = (math.nan, math.inf, -math.inf)
+FLOATS = [(s, f) for s, values in to_dict(PRESETS["demo"]()).items() for f, v in values.items() if type(v) is float]
+OUT_OF_RANGE = {
+    "data.num_threads": (0,),
+    "data.memory_gib": (-1.0,),
+    "data.cache_gib": (0.0,),
+    "optim.learning_rate": (0.0,),
+    "optim.warmup_steps": (-1,),
+    "optim.beta1": (-0.1, 1.0),
+    "optim.beta2": (1.0,),
+    "optim.eps": (0.0, -1e-8),
+    "optim.max_grad_norm": (-1.0,),
+    "ema.decay": (1.0,),
+    "train.global_batch_size": (0, 10**12),
+    "train.max_images_per_pass": (-1,),
+    "train.num_steps": (0,),
+    "checkpoint.keep_every_steps": (-1,),
+    "workers.max_failures": (-2,),
+    "workers.cpus_per_worker": (0,),
+    "workers.step_timeout_seconds": (0,),
+    "workers.collective_timeout_seconds": (-5,),
+    "workers.resize_check_seconds": (0,),
+    "run.storage": ("", "s3://bucket/x", "gs://bucket", "file:/srv/runs"),
+    "run.experiment": ("", " "),
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [(*name.split("."), value) for name in OUT_OF_RANGE for value in OUT_OF_RANGE[name]]
+    + [(*name, value) for name in FLOATS for value in NOT_FINITE],
+)
+def test_a_value_out_of_range_is_refused_by_name(section: str, field: str, value: float | str) -> None:
+    sections = to_dict(PRESETS["demo"]())
+    sections[section][field] = value
+    with pytest.raises(ValueError, match=rf"^({section}\.)?{field} [^\n]*$"):
+        from_dict(sections)
+
+
+def test_more_samples_than_can_be_counted_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--train.num_steps", str(2**60), "--dry-run"]) == 2
+    assert "must be at most 2^62" in capsys.readouterr().err
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_refused_at_the_start(
