@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from cluster.fault import Faults
-from cluster.spool import Spool, read_events, read_metrics
+from cluster.spool import UNREADABLE, Spool, read_events, read_metrics
 from cluster.storage import read_json, write_json_atomic
 from cluster.tracking_uri import artifact_location, default_tracking_uri, redacted
 
@@ -114,7 +114,7 @@ class Uploader:
                     client.set_terminated(run_id, event["status"], end_time)
         self._faults("upload.after")
         write_json_atomic(_acknowledged_path(path), {"bytes": batch[-1][1]})
-        return len(batch)
+        return sum(event["type"] != UNREADABLE for event, _ in batch)
 
     def _send_metrics(self, client: "MlflowClient", run_id: str, events: list[dict[str, Any]]) -> None:
         from mlflow.entities import Metric
