@@ -1,9 +1,10 @@
 """What all tests share: system packages and GPUs that a test may need."""
 
-import os
 import shutil
 
 import pytest
+
+from tests.machine_support import cannot_run
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -15,9 +16,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         program = marker.args[0]
         if shutil.which(program) is None:
-            if os.environ.get("CI"):
-                pytest.fail(f"{program} is missing: make test-deps installs it")
-            pytest.skip(f"{program} is missing: make test-deps installs it")
+            cannot_run(f"{program} is missing: make test-deps installs it")
     if item.get_closest_marker("gpu"):
         import torch
 
