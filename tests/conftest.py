@@ -1,6 +1,7 @@
-"""What all tests share: system packages and GPUs that a test may need."""
+"""What all tests share: system packages and GPUs that a test may need, and 40 digits to train on."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +23,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.trainer_support import digits  # imports torch, which few tests of the data need
+
+    return digits(tmp_path_factory.mktemp("digits") / "data")

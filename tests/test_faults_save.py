@@ -14,14 +14,8 @@ import pytest
 from cluster.storage import COMPLETE, complete_directories, verify
 from tests.fault_support import TINY, Ended, Running, assert_same_run, checkpoint_names, run, wait_for
 from tests.machine_support import cannot_run
-from tests.trainer_support import digits
 
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp("digits") / "data")
 
 
 @pytest.fixture(scope="module")
