@@ -40,11 +40,17 @@ def upload(run_directory: Path) -> None:
     Args:
         run_directory: folder of the run, with its run.json.
     """
-    from cluster.tracking import Uploader
+    from cluster.tracking import Uploader, UploadError
 
     if not (run_directory / "run.json").exists():
         raise FileNotFoundError(f"{run_directory} holds no run.json: give a run's own folder")
-    print(f"sent {Uploader(run_directory).drain()} events")
+    try:
+        num_sent = Uploader(run_directory).drain(wait_seconds=10.0)
+    except UploadError as error:
+        raise OSError(f"MLflow did not take all of {run_directory / 'spool'}, which keeps the rest: {error}") from error
+    if num_sent is None:
+        raise OSError(f"another process is sending {run_directory / 'spool'} to MLflow: wait for it, then try again")
+    print(f"sent {num_sent} events")
 
 
 def demo(subject: Literal["digits", "faces"]) -> None:

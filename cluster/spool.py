@@ -5,6 +5,7 @@ append. Nothing is deleted after it was sent: reports read a run's history here,
 """
 
 import json
+import logging
 import os
 import time
 from collections import defaultdict
@@ -14,6 +15,17 @@ from typing import Any
 
 Point = tuple[int, float, float]
 """(step, value, unix seconds)"""
+
+UNREADABLE = "unreadable"
+"""Type of the event that stands for a line which holds none"""
+_FIELDS: dict[str, dict[str, type]] = {
+    "metrics": {"step": int, "values": dict},
+    "params": {"values": dict},
+    "tags": {"values": dict},
+    "artifact": {"path": str, "folder": str},
+    "status": {"status": str},
+}
+_log = logging.getLogger(__name__)
 
 
 class Spool:
@@ -28,7 +40,7 @@ class Spool:
         end = 0
         if path.exists():
             for event, end in read_events(path):  # noqa: B007 (the last `end` is where whole lines end)
-                for name in event.get("values", {}) if event["type"] == "metrics" else ():
+                for name in event["values"] if event["type"] == "metrics" else ():
                     self._last_steps[name] = max(event["step"], self._last_steps.get(name, -1))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held open for the writer's life)
         if self._file.tell() != end:
@@ -67,14 +79,36 @@ class Spool:
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """(event, byte offset after it) for each whole line from `offset` on."""
+    """(event, byte offset after it) for each whole line from `offset` on.
+
+    A line that a damaged disk made unreadable stays in the file, is named in the log, and comes as an event of type
+    UNREADABLE: whoever counts bytes goes on behind it.
+    """
     with open(path, "rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield json.loads(line), offset
+            try:
+                event = _parsed(line)
+            except ValueError as error:
+                _log.error("%s: the line that ends at byte %d is unreadable and left out: %s", path, offset, error)
+                event = {"type": UNREADABLE}
+            yield event, offset
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """The event of a line. Raises ValueError if it is not one that `Spool` writes."""
+    event = json.loads(line)
+    fields = _FIELDS.get(str(event.get("type"))) if isinstance(event, dict) else None
+    if fields is None or not all(isinstance(event.get(name), kind) for name, kind in fields.items()):
+        raise ValueError("it is no event of a run")
+    if not isinstance(event.get("time"), int | float):
+        raise ValueError("it has no time")
+    if event["type"] == "metrics" and not all(isinstance(value, int | float) for value in event["values"].values()):
+        raise ValueError("its values are not all numbers")
+    return event
 
 
 def read_metrics(run_directory: Path) -> dict[str, list[Point]]:

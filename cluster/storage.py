@@ -26,11 +26,15 @@ class DamagedError(ValueError):
 def write_text_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text` so that a reader sees the old content or the new, never a part."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _fsync_directory(path.parent)
 
 
@@ -39,7 +43,11 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a JSON file holds. Raises OSError, or ValueError that names the file if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def commit_directory(
@@ -95,18 +103,18 @@ def verify(directory: Path) -> dict[str, Any]:
     """
     try:
         record = read_json(directory / COMPLETE)
-        files = record["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{directory}: {COMPLETE} is unreadable ({error})") from error
-    for name, expected in files.items():
+        files = [(name, committed["bytes"], committed["sha256"]) for name, committed in record["files"].items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{directory}: {COMPLETE} is unreadable ({type(error).__name__}: {error})") from error
+    if not files:
+        raise DamagedError(f"{directory}: {COMPLETE} names no files")
+    for name, num_bytes, sha256 in files:
         path = directory / name
         if not path.is_file():
             raise DamagedError(f"{directory}: {name} is missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise DamagedError(
-                f"{directory}: {name} has {path.stat().st_size} bytes, committed were {expected['bytes']}"
-            )
-        if sha256_of_file(path) != expected["sha256"]:
+        if path.stat().st_size != num_bytes:
+            raise DamagedError(f"{directory}: {name} has {path.stat().st_size} bytes, committed were {num_bytes}")
+        if sha256_of_file(path) != sha256:
             raise DamagedError(f"{directory}: {name} does not match its committed sha256")
     return record
 

@@ -3,76 +3,100 @@
 import fcntl
 import logging
 import os
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from cluster.fault import Faults
-from cluster.spool import Spool, read_events, read_metrics
+from cluster.spool import UNREADABLE, Spool, read_events, read_metrics
 from cluster.storage import read_json, write_json_atomic
+from cluster.tracking_uri import artifact_location, default_tracking_uri, redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["BackgroundUploader", "Spool", "Uploader", "default_tracking_uri", "read_metrics"]
+__all__ = ["Spool", "UploadError", "Uploader", "default_tracking_uri", "read_metrics"]
 
 _UID_TAG = "rayddpm.run_uid"
 _BATCH_EVENTS = 200
 _log = logging.getLogger(__name__)
 
 
-def default_tracking_uri(storage: Path) -> str:
-    """A SQLite file in the storage folder: no server needed."""
-    return f"sqlite:///{storage / 'mlflow.db'}"
+class UploadError(OSError):
+    """MLflow did not take what was sent; one line, without passwords."""
 
 
 class Uploader:
     """Sends one run directory's spool to the MLflow run of that training run.
 
     Re-sending is harmless (a point's key in MLflow is its time, step and value), so an event is acknowledged only
-    after MLflow took it.
+    after MLflow took it, and all of them are sent again when the MLflow run is another one than before.
     """
 
     def __init__(self, run_directory: Path, faults: Faults | None = None):
-        """Reads uid, name, tracking_uri and experiment from the run's run.json."""
+        """Reads uid, name, tracking_uri and experiment from the run's run.json, anew for each drain."""
         self._directory = run_directory
         self._faults = faults or Faults()
+        self._marker = run_directory / "spool" / "mlflow.json"
         self._run = read_json(run_directory / "run.json")
-        self._client: MlflowClient | None = None
-        self._run_id: str | None = None
+        self._connection: tuple[MlflowClient, str] | None = None
 
-    def drain(self) -> int:
-        """Send everything not yet acknowledged; the number of events sent. 0 if another process is sending now.
+    def drain(self, wait_seconds: float = 0.0) -> int | None:
+        """Send everything not yet acknowledged; the number of events sent. None if another process is sending now,
+        and still is after wait_seconds.
 
-        Raises whatever MLflow raises while the server is away; what was sent until then stays acknowledged.
+        Raises UploadError while the server is away; what was sent until then stays acknowledged.
         """
-        with _exclusive(self._directory / "spool" / "upload.lock") as owned:
-            return sum(self._drain_file(path) for path in self._spool_files()) if owned else 0
+        with _exclusive(self._directory / "spool" / "upload.lock", wait_seconds) as owned:
+            if not owned:
+                return None
+            try:
+                return self._drain()
+            except Exception as error:  # MLflow, its HTTP and its SQL layers raise unrelated types
+                self._connection = None  # the run may be gone: look for it again
+                lines = redacted(str(error)).strip().splitlines()
+                raise UploadError(lines[0] if lines else type(error).__name__) from error
 
     def pending(self) -> bool:
         return any(self._acknowledged(path) < path.stat().st_size for path in self._spool_files())
+
+    def _drain(self) -> int:
+        run = read_json(self._directory / "run.json")
+        if run != self._run:
+            self._connection = None
+        self._run = run
+        if not self.pending():
+            return 0
+        client, run_id = self._connection = self._connection or self._connect()
+        return sum(self._drain_file(client, run_id, path) for path in self._spool_files())
 
     def _spool_files(self) -> list[Path]:
         return sorted((self._directory / "spool").glob("*.jsonl"))
 
     def _acknowledged(self, path: Path) -> int:
-        marker = path.with_suffix(".acknowledged.json")
-        return read_json(marker)["bytes"] if marker.exists() else 0
+        """Bytes of a spool file that the MLflow run of this place has."""
+        acknowledged = _acknowledged_path(path)
+        return read_json(acknowledged)["bytes"] if acknowledged.exists() and self._remembered_run() else 0
 
-    def _drain_file(self, path: Path) -> int:
+    def _remembered_run(self) -> str | None:
+        """The id of the MLflow run that was sent to, unless that was at another place."""
+        marker = read_json(self._marker) if self._marker.exists() else {"run_id": None}
+        place = _place(self._run)
+        return marker["run_id"] if {**place, **marker}.items() >= place.items() else None  # old markers name none
+
+    def _drain_file(self, client: "MlflowClient", run_id: str, path: Path) -> int:
         num_sent, batch = 0, []
         for event, end in read_events(path, self._acknowledged(path)):
             batch.append((event, end))
             if len(batch) == _BATCH_EVENTS:
-                num_sent += self._send(path, batch)
+                num_sent += self._send(client, run_id, path, batch)
                 batch = []
-        return num_sent + (self._send(path, batch) if batch else 0)
+        return num_sent + (self._send(client, run_id, path, batch) if batch else 0)
 
-    def _send(self, path: Path, batch: list[tuple[dict[str, Any], int]]) -> int:
+    def _send(self, client: "MlflowClient", run_id: str, path: Path, batch: list[tuple[dict[str, Any], int]]) -> int:
         self._faults("upload.before")
-        client, run_id = self._connect()
         self._send_metrics(client, run_id, [event for event, _ in batch if event["type"] == "metrics"])
         for event, _ in batch:
             if event["type"] == "params":
@@ -89,8 +113,8 @@ class Uploader:
                 else:
                     client.set_terminated(run_id, event["status"], end_time)
         self._faults("upload.after")
-        write_json_atomic(path.with_suffix(".acknowledged.json"), {"bytes": batch[-1][1]})
-        return len(batch)
+        write_json_atomic(_acknowledged_path(path), {"bytes": batch[-1][1]})
+        return sum(event["type"] != UNREADABLE for event, _ in batch)
 
     def _send_metrics(self, client: "MlflowClient", run_id: str, events: list[dict[str, Any]]) -> None:
         from mlflow.entities import Metric
@@ -123,95 +147,75 @@ class Uploader:
             _log.warning("artifact %s is gone and was not sent to MLflow", path)
 
     def _connect(self) -> tuple["MlflowClient", str]:
-        if self._client is None or self._run_id is None:
-            _quiet_mlflow()
-            from mlflow import MlflowClient
-
-            client = MlflowClient(self._run["tracking_uri"])
-            self._run_id = self._find_or_create_run(client)
-            self._client = client
-        return self._client, self._run_id
-
-    def _find_or_create_run(self, client: "MlflowClient") -> str:
         """The MLflow run that carries this run's uid: one, across workers, restarts and evaluators."""
-        marker = self._directory / "spool" / "mlflow.json"
-        if marker.exists():
-            return read_json(marker)["run_id"]
+        _quiet_mlflow()
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self._run["tracking_uri"])
+        experiment_id = self._experiment(client)
+        run_id = self._remembered_run()
+        if run_id is None or not _is_there(client, run_id, experiment_id):
+            # Forgotten before the new run is remembered, so that a crash in between only sends again.
+            for path in self._spool_files():
+                _acknowledged_path(path).unlink(missing_ok=True)
+            run_id = self._find_or_create_run(client, experiment_id)
+        write_json_atomic(self._marker, {"run_id": run_id, "experiment_id": experiment_id, **_place(self._run)})
+        return client, run_id
+
+    def _experiment(self, client: "MlflowClient") -> str:
         name = self._run["experiment"]
         experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            location = _artifact_location(self._run["tracking_uri"])
-            experiment_id = client.create_experiment(name, artifact_location=location)
-        else:
-            experiment_id = experiment.experiment_id
+        if experiment is not None:
+            return experiment.experiment_id
+        return client.create_experiment(name, artifact_location=artifact_location(self._run["tracking_uri"]))
+
+    def _find_or_create_run(self, client: "MlflowClient", experiment_id: str) -> str:
         found = client.search_runs([experiment_id], f"tags.`{_UID_TAG}` = '{self._run['uid']}'", max_results=1)
         if found:
-            run_id = found[0].info.run_id
-        else:
-            tags = {_UID_TAG: self._run["uid"]}
-            run_id = client.create_run(experiment_id, tags=tags, run_name=self._run["run"]).info.run_id
-        write_json_atomic(marker, {"run_id": run_id, "experiment_id": experiment_id})
-        return run_id
-
-
-class BackgroundUploader:
-    """Drains in a thread of an otherwise idle process; `with BackgroundUploader(run_directory): ...`."""
-
-    def __init__(
-        self,
-        run_directory: Path,
-        every_seconds: float = 2.0,
-        longest_pause_seconds: float = 60.0,
-        faults: Faults | None = None,
-    ):
-        self._uploader = Uploader(run_directory, faults)
-        self._every_seconds, self._longest_pause_seconds = every_seconds, longest_pause_seconds
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="mlflow-uploader", daemon=True)
-
-    def __enter__(self) -> "BackgroundUploader":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """One last attempt. What MLflow did not take stays in the spool for `python -m cluster upload`."""
-        self._stop.set()
-        self._thread.join()
-        if not self._attempt():
-            _log.warning("MLflow is away; the rest stays in the spool: python -m cluster upload RUN_DIR")
-
-    def _loop(self) -> None:
-        pause = self._every_seconds
-        while not self._stop.wait(pause):
-            pause = self._every_seconds if self._attempt() else min(2 * pause, self._longest_pause_seconds)
-
-    def _attempt(self) -> bool:
-        try:
-            self._uploader.drain()
-        except Exception as error:  # noqa: BLE001 (MLflow, its HTTP and its SQL layers raise unrelated types)
-            _log.warning("MLflow upload will be tried again: %s", str(error).splitlines()[0])
-            return False
-        return True
+            return found[0].info.run_id
+        tags = {_UID_TAG: self._run["uid"]}
+        return client.create_run(experiment_id, tags=tags, run_name=self._run["run"]).info.run_id
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[bool]:
+def _exclusive(path: Path, wait_seconds: float) -> Iterator[bool]:
     """True for the one process that holds the lock file; released when the process ends, however it ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_seconds
     with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        while not (owned := _try_lock(file)) and time.monotonic() < deadline:
+            time.sleep(0.1)  # flock itself knows no bound
+        yield owned
 
 
-def _artifact_location(tracking_uri: str) -> str | None:
-    """Local artifacts beside a local database; a server chooses its own place."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    return (Path(tracking_uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _place(run: dict[str, Any]) -> dict[str, str]:
+    """Where a run is sent. Its password is not part of that, and is written into run.json alone."""
+    return {"tracking_uri": redacted(run["tracking_uri"]), "experiment": run["experiment"]}
+
+
+def _acknowledged_path(path: Path) -> Path:
+    return path.with_suffix(".acknowledged.json")
+
+
+def _is_there(client: "MlflowClient", run_id: str, experiment_id: str) -> bool:
+    """Whether the server has the run, in this experiment and not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return info.lifecycle_stage == "active" and info.experiment_id == experiment_id
 
 
 def _quiet_mlflow() -> None:

@@ -1,9 +1,11 @@
-"""What all tests share: system packages and GPUs that a test may need."""
+"""What all tests share: system packages and GPUs that a test may need, and 40 digits to train on."""
 
-import os
 import shutil
+from pathlib import Path
 
 import pytest
+
+from tests.machine_support import cannot_run
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -15,11 +17,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         program = marker.args[0]
         if shutil.which(program) is None:
-            if os.environ.get("CI"):
-                pytest.fail(f"{program} is missing: make test-deps installs it")
-            pytest.skip(f"{program} is missing: make test-deps installs it")
+            cannot_run(f"{program} is missing: make test-deps installs it")
     if item.get_closest_marker("gpu"):
         import torch
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.trainer_support import digits  # imports torch, which few tests of the data need
+
+    return digits(tmp_path_factory.mktemp("digits") / "data")

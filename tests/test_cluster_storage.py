@@ -11,6 +11,7 @@ from cluster.storage import (
     DamagedError,
     commit_directory,
     complete_directories,
+    read_json,
     remove_directory,
     remove_leftovers,
     verify,
@@ -47,6 +48,53 @@ def test_damage_is_found_and_named(tmp_path: Path, damage: str) -> None:
         path.write_bytes(content[: len(content) // 2])
     with pytest.raises(DamagedError, match=path.name):
         verify(directory)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        [],
+        3,
+        None,
+        {"files": {}},
+        {"files": []},
+        {"files": "a.bin"},
+        {"files": {"a.bin": 3}},
+        {"files": {"a.bin": None}},
+        {"files": {"a.bin": {"bytes": 1000}}},
+        {"files": {"a.bin": {"size": 1000, "sha256": "0"}}},
+        {"files": {"a.bin": {"bytes": "1000", "sha256": "0"}}},
+        {"files": {"a.bin": {"bytes": 1000, "sha256": 0}}},
+        {"Files": {"a.bin": {"bytes": 1000, "sha256": "0"}}},
+    ],
+)
+def test_a_marker_of_another_shape_is_damage(tmp_path: Path, record: object) -> None:
+    directory = commit_directory(tmp_path, "step-1", write_two_files)
+    write_json_atomic(directory / COMPLETE, record)
+    with pytest.raises(DamagedError, match=str(directory)):
+        verify(directory)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe"])
+def test_a_file_that_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path} is not JSON"):
+        read_json(path)
+
+
+def test_a_full_disk_leaves_the_old_json_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "x.json"
+    write_json_atomic(path, {"a": 1})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json_atomic(path, {"a": 2})
+    assert os.listdir(tmp_path) == ["x.json"]
+    assert read_json(path) == {"a": 1}
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

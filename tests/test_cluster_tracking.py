@@ -1,13 +1,17 @@
+import fcntl
 import math
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from cluster.__main__ import main
+from cluster.background import BackgroundUploader
 from cluster.spool import Spool, read_metrics
 from cluster.storage import read_json, write_json_atomic
-from cluster.tracking import BackgroundUploader, Uploader, default_tracking_uri
+from cluster.tracking import Uploader, UploadError, default_tracking_uri
 
 
 @pytest.fixture
@@ -18,10 +22,24 @@ def run_directory(tmp_path: Path) -> Path:
     return directory
 
 
-def describe(directory: Path, uri: str) -> None:
+def describe(directory: Path, uri: str, experiment: str = "tests") -> None:
     write_json_atomic(
-        directory / "run.json", {"run": "some-run", "uid": "u1", "tracking_uri": uri, "experiment": "tests"}
+        directory / "run.json", {"run": "some-run", "uid": "u1", "tracking_uri": uri, "experiment": experiment}
     )
+
+
+def blocked_uri(folder: Path) -> str:
+    """A database that cannot be opened."""
+    (folder / "not-a-folder").write_text("")
+    return f"sqlite:///{folder}/not-a-folder/mlflow.db"
+
+
+def sent_steps(uri: str, experiment: str = "tests") -> list[int]:
+    """Steps of train/loss in the only living run of the experiment."""
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    (run,) = client.search_runs([found.experiment_id])
+    return [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
 
 
 def mlflow_run(directory: Path) -> tuple[MlflowClient, str]:
@@ -130,3 +148,98 @@ def test_a_loss_that_is_not_a_number_is_kept(run_directory: Path) -> None:
     Spool(run_directory, "train").metrics({"train/loss": math.nan}, 10)
     assert math.isnan(read_metrics(run_directory)["train/loss"][0][1])
     assert Uploader(run_directory).drain() == 1
+
+
+@pytest.mark.parametrize("changed", ["uri", "experiment"])
+def test_a_run_that_is_sent_elsewhere_is_sent_there_from_its_start(
+    run_directory: Path, tmp_path: Path, changed: str
+) -> None:
+    uri = default_tracking_uri(run_directory.parent)
+    spool = Spool(run_directory, "train")
+    spool.metrics({"train/loss": 0.5}, 10)
+    Uploader(run_directory).drain()
+    new = (default_tracking_uri(tmp_path), "tests") if changed == "uri" else (uri, "others")
+    describe(run_directory, *new)
+    assert Uploader(run_directory).pending()
+    spool.metrics({"train/loss": 0.4}, 20)
+    assert Uploader(run_directory).drain() == 2
+    assert Uploader(run_directory).drain() == 0
+    assert sent_steps(*new) == [10, 20]
+    assert sent_steps(uri) == [10]
+
+
+@pytest.mark.parametrize("gone", ["deleted", "unknown"])
+def test_a_run_that_mlflow_lost_is_made_again_with_all_its_points(run_directory: Path, gone: str) -> None:
+    spool = Spool(run_directory, "train")
+    spool.metrics({"train/loss": 0.5}, 10)
+    uploader = Uploader(run_directory)
+    uploader.drain()
+    client, run_id = mlflow_run(run_directory)
+    client.delete_run(run_id)
+    if gone == "unknown":
+        write_json_atomic(run_directory / "spool" / "mlflow.json", {"run_id": "f" * 32, "experiment_id": "1"})
+    spool.metrics({"train/loss": 0.4}, 20)
+    with pytest.raises(UploadError):  # it is connected to the run, and finds out
+        uploader.drain()
+    assert uploader.drain() == 2
+    assert sent_steps(default_tracking_uri(run_directory.parent)) == [10, 20]
+
+
+def test_a_marker_from_before_places_were_kept_is_believed(run_directory: Path) -> None:
+    spool = Spool(run_directory, "train")
+    spool.metrics({"train/loss": 0.5}, 10)
+    Uploader(run_directory).drain()
+    marker = run_directory / "spool" / "mlflow.json"
+    kept = read_json(marker)
+    write_json_atomic(marker, {name: kept[name] for name in ("run_id", "experiment_id")})
+    spool.metrics({"train/loss": 0.4}, 20)
+    assert Uploader(run_directory).drain() == 1
+    assert read_json(marker) == kept
+
+
+def test_uploading_to_an_mlflow_that_is_away_is_one_line(
+    run_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    describe(run_directory, blocked_uri(tmp_path))
+    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
+    assert main(["upload", str(run_directory)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if not line.startswith("error: MLflow did not take all of")] == []
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TimeoutError(), "TimeoutError"),
+        (OSError("http://me:secret@host/api is away\nand more"), "http://***@host/api is away"),
+    ],
+)
+def test_an_error_is_one_line_without_a_password(
+    run_directory: Path, caplog: pytest.LogCaptureFixture, error: Exception, said: str
+) -> None:
+    def fail(moment: str) -> None:
+        raise error
+
+    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
+    with BackgroundUploader(run_directory, faults=fail):  # type: ignore[arg-type]
+        pass
+    assert f"MLflow upload will be tried again: {said}" in caplog.messages
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_run_that_ends_waits_for_whoever_is_sending(
+    run_directory: Path, ends: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
+    with open(run_directory / "spool" / "upload.lock", "w") as evaluator:
+        fcntl.flock(evaluator, fcntl.LOCK_EX)
+        release = threading.Timer(0.3, lambda: fcntl.flock(evaluator, fcntl.LOCK_UN))
+        if ends:
+            release.start()
+        with BackgroundUploader(run_directory, closing_seconds=30 if ends else 0.2):
+            pass
+        release.cancel()
+    assert Uploader(run_directory).pending() is not ends
+    assert ("another process is still sending" in caplog.text) is not ends

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from cluster.spool import read_metrics
 from cluster.storage import read_json
 from tests.fault_support import TINY, Running, run, wait_for
-from tests.trainer_support import ROOT, digits
+from tests.trainer_support import ROOT
 
 PACED = "step.before:again:delay=0.1"
 
@@ -51,13 +51,8 @@ class Server:
         assert self._process.poll() is None
         try:
             return requests.get(f"{self.uri}/health", timeout=5).ok
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):  # not up, or not yet
             return False
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp("digits") / "data")
 
 
 def step_of(directory: Path) -> int:

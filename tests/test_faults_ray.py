@@ -20,7 +20,7 @@ from cluster.storage import complete_directories, read_json
 from tests.cluster_support import Cluster, started_cluster
 from tests.fault_support import TINY, assert_same_run, run
 from tests.test_cluster_elastic import two_nodes
-from tests.trainer_support import ROOT, digits, losses
+from tests.trainer_support import ROOT, losses
 from trainer.checkpoint import step_of
 
 TRAINING = [*TINY, "--launcher", "ray", "--workers.num_workers", "2"]
@@ -32,11 +32,6 @@ PACED = "step.after:rank=0:again:delay=0.2"
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with started_cluster(tmp_path_factory.mktemp("home"), num_cpus=2) as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp("digits") / "data")
 
 
 class Jobs:

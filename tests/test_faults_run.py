@@ -25,11 +25,6 @@ PACED = {"RAYDDPM_FAULT": "step.before:again:delay=0.3"}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp("digits") / "data")
-
-
-@pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("storage")
 

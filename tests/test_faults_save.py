@@ -13,14 +13,9 @@ import pytest
 
 from cluster.storage import COMPLETE, complete_directories, verify
 from tests.fault_support import TINY, Ended, Running, assert_same_run, checkpoint_names, run, wait_for
-from tests.trainer_support import digits
+from tests.machine_support import cannot_run
 
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp("digits") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +136,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     user = [] if os.getuid() == 0 else ["--map-root-user"]
     script = 'mount -t tmpfs -o size=32m tmpfs "$1" && echo mounted && exec sleep 600'
     command = ["unshare", *user, "--mount", "sh", "-c", script, "sh", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as holder:
         assert holder.stdout is not None
-        assert holder.stdout.readline() == "mounted\n"
+        assert holder.stderr is not None
+        if holder.stdout.readline() != "mounted\n":
+            cannot_run(f"this machine forbids the mount of a small disk: {holder.stderr.read().strip()}")
         yield Path(f"/proc/{holder.pid}/root{folder}")
         holder.kill()
 

@@ -16,18 +16,13 @@ from safetensors.torch import load_file
 from cluster.spool import read_metrics
 from cluster.storage import complete_directories, read_json, write_json_atomic
 from tests.fault_support import TINY, Ended, Running, assert_same_run, audited, checkpoint_names, run, wait_for
-from tests.trainer_support import ROOT, digits, final_weights, losses
+from tests.trainer_support import ROOT, final_weights, losses
 from trainer.checkpoint import step_of
 
 STEPS = 8
 # Attention adds the key bias to all logits of a row alike: its true gradient is 0, and Adam turns the rounding noise
 # that is left of it into steps of full size.
 NO_GRADIENT = ("key.bias",)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp("digits") / "data")
 
 
 @pytest.fixture(scope="module")

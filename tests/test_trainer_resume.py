@@ -68,7 +68,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(data: Path, tmp_path: Path) -> Non
     assert "training from step 0 " not in resumed.stderr
     assert losses(tmp_path / "killed") == losses(tmp_path / "unbroken")
     assert equal_weights(tmp_path / "killed", tmp_path / "unbroken")
-    again = command(*arguments, "--run.name", "killed")
+    again = command(*arguments, "--run.name", "killed", "--train.num_steps", "20")
     assert again.returncode == 0
     assert "finished already at step 30" in again.stdout
 

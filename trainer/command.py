@@ -1,56 +1,30 @@
-"""The command line: preset, TOML file and overrides make a config; the run is then planned, launched and closed."""
+"""The command: a config is planned; the run is opened, launched, uploaded and closed."""
 
-import difflib
 import json
 import logging
 import os
-import re
 import sys
 import uuid
 from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
-
+from cluster.background import BackgroundUploader
 from cluster.fault import Faults, requested
 from cluster.launch import LaunchError, Resources, in_torchrun, launch_local
 from cluster.lease import Lease, LostLeaseError
 from cluster.progress import ProgressBar
 from cluster.ray_train import launch_ray
-from cluster.tracking import BackgroundUploader
-from trainer.config import Config, WorkersConfig, to_dict
+from cluster.storage import read_json
+from trainer.config import WorkersConfig
+from trainer.options import parse
 from trainer.plan import Plan, plan, summary
-from trainer.presets import PRESETS
 from trainer.run import close_run, is_finished, newest_step, open_run, run_lease
 from trainer.stop import request_checkpoint, signals_stop, stop_path
 from trainer.worker import train_worker
 
 _USER_ERROR, _FAILED, _INTERRUPTED = 2, 1, 130
 _log = logging.getLogger(__name__)
-_DESCRIPTION = """Train a DDPM. Start with a preset, change any field with --section.field VALUE.
-The same command again resumes the run at its newest checkpoint."""
-
-
-class Options(NamedTuple):
-    preset: str
-    launcher: Literal["ray", "local"]
-    dry_run: bool
-    force_changes: bool
-    config: Config
-
-
-def parse(arguments: list[str]) -> Options:
-    """Preset < TOML file < --section.field. Raises ValueError with one line for anything that is not understood."""
-    try:
-        preset = _parser("demo").parse_args(arguments).preset
-        parser = _parser(preset)
-        parsed = parser.parse_args(arguments)
-        sections = parser.instantiate(parsed)
-    except ArgumentError as error:
-        raise ValueError(_one_line(str(error))) from error
-    config = Config(**{name: sections[name] for name in Config.__dataclass_fields__})
-    return Options(preset, parsed.launcher, parsed.dry_run, parsed.force_changes, config)
 
 
 def main(arguments: list[str]) -> int:
@@ -61,7 +35,7 @@ def main(arguments: list[str]) -> int:
         if options.dry_run:
             print(json.dumps(summary(options.config), indent=2))
             return 0
-        planned = plan(options.config, options.preset)
+        planned = plan(options.config, options.preset, options.launcher)
         if options.launcher == "local" and in_torchrun() and int(os.environ["RANK"]) > 0:
             return _follow(planned)
         with run_lease(planned.directory) as lease:
@@ -73,9 +47,10 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}: this one writes nothing more into {planned.directory}", file=sys.stderr)
         return _FAILED
     except (ValueError, OSError) as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return _USER_ERROR
-    print(f"finished already at step {planned.config.train.num_steps}; raise --train.num_steps to train on")
+    reached = read_json(planned.directory / "FINISHED.json")["step"]
+    print(f"finished already at step {reached}; raise --train.num_steps above that to train on")
     return 0
 
 
@@ -130,39 +105,3 @@ def _close(planned: Plan, lease: Lease, status: str) -> None:
         close_run(planned, lease, status)
     except OSError as error:
         _log.warning("the run's end could not be noted: %s", error)  # a full disk; what ended it says more
-
-
-def _parser(preset: str) -> ArgumentParser:
-    """A parser whose defaults are the preset's values."""
-    parser = ArgumentParser(
-        prog="python trainer/main.py", description=_DESCRIPTION, exit_on_error=False, parser_mode="toml"
-    )
-    parser.add_argument("--preset", type=Literal[tuple(PRESETS)], default=preset, help="the values to start from")
-    parser.add_argument("--config", action="config", help="TOML file with [section] tables; over the preset")
-    parser.add_argument(
-        "--launcher", type=Literal["ray", "local"], default="ray", help="local: plain processes on this machine"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the resulting run as JSON and exit")
-    parser.add_argument(
-        "--force-changes", action="store_true", help="go on with a run although what it trains was changed; recorded"
-    )
-    values = to_dict(PRESETS[preset]())
-    for name, section in Config.__dataclass_fields__.items():
-        parser.add_class_arguments(section.type, name)
-        parser.set_defaults({f"{name}.{key}": value for key, value in values[name].items()})
-    return parser
-
-
-def _one_line(message: str) -> str:
-    """The message without the parser's own wrapping, and with the nearest known option for a mistyped one."""
-    message = re.sub(r"\s+", " ", message).strip()
-    message = re.sub(r"a <class .(\w+).>|a typing\.Literal", lambda found: found[1] or "one of ", message)
-    if message.startswith('Parser key "config"'):
-        return f"--config: not a readable TOML file ({message.partition(': ')[2]})"
-    message = re.sub(r"^Group '(\w+)' does not accept option '(\w+)'", r"unrecognized key: \1.\2", message)
-    unknown = re.match(r"unrecognized (?:arguments: --|key: )([\w.\-]+)", message)
-    if unknown:
-        known = [f"{s}.{f}" for s, fields in to_dict(PRESETS["demo"]()).items() for f in fields]
-        near = difflib.get_close_matches(unknown[1], known, n=1)
-        message += f"; did you mean --{near[0]}?" if near else "; --help lists what there is"
-    return message

@@ -3,10 +3,16 @@
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from data_pipeline.order import MAX_COUNTER
 from models.config import DiffusionConfig, ModelConfig
+from trainer.ranges import check_above_zero, check_at_least, check_fraction
+
+MAX_GLOBAL_BATCH_SIZE = 2**24
+"""A step's order is worked out in arrays of 8 bytes an image: 128 MiB each for so many."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,9 @@ class DataConfig:
     """Record in ledger/ of the run what each worker was given at each step; see python -m data_pipeline audit."""
 
     def __post_init__(self) -> None:
-        for name in ("num_threads", "num_prefetch_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} {getattr(self, name)} must be at least 1")
-        if not (self.cache_gib > 0 and self.memory_gib >= 0):
-            raise ValueError(
-                f"data.cache_gib {self.cache_gib} must be above 0 and data.memory_gib {self.memory_gib} at least 0"
-            )
+        check_at_least("data", self, 1, "num_threads", "num_prefetch_batches")
+        check_at_least("data", self, 0, "memory_gib")
+        check_above_zero("data", self, "cache_gib")
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,10 @@ class OptimConfig:
     """Images in a slice (the authors: 16 for CIFAR-10, 8 at 256 px); independent of the number of workers."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"optim.learning_rate {self.learning_rate} must be above 0")
-        if self.clip_slice_images < 1:
-            raise ValueError(f"optim.clip_slice_images {self.clip_slice_images} must be at least 1")
+        check_above_zero("optim", self, "learning_rate", "eps")
+        check_fraction("optim", self, "beta1", "beta2")
+        check_at_least("optim", self, 0, "warmup_steps", "max_grad_norm")
+        check_at_least("optim", self, 1, "clip_slice_images")
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,7 @@ class EmaConfig:
     """True: torch-ema's min(decay, (1 + n) / (10 + n)), for short runs. The paper has no such warm-up."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"ema.decay {self.decay} must be in [0, 1)")
+        check_fraction("ema", self, "decay")
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,13 @@ class TrainConfig:
     """Metrics are averages over this many steps."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "global_batch_size", "log_every_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} {getattr(self, name)} must be at least 1")
+        check_at_least("train", self, 1, "num_steps", "global_batch_size", "log_every_steps")
+        check_at_least("train", self, 0, "max_images_per_pass")
+        if self.global_batch_size > MAX_GLOBAL_BATCH_SIZE:
+            raise ValueError(
+                f"train.global_batch_size {self.global_batch_size} must be at most {MAX_GLOBAL_BATCH_SIZE} (2^24), "
+                "since the order of a step's images is worked out in memory"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"train.seed {self.seed} must be in [0, 2^63)")
 
@@ -121,8 +126,8 @@ class CheckpointConfig:
     """Checkpoints at multiples of this stay for good; 0: none, 1: all."""
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ValueError(f"checkpoint.every_steps {self.every_steps} must be at least 1")
+        check_at_least("checkpoint", self, 1, "every_steps")
+        check_at_least("checkpoint", self, 0, "keep_every_steps")
         if self.keep_last < 2:
             raise ValueError(f"checkpoint.keep_last {self.keep_last} must be at least 2: one may turn out damaged")
 
@@ -141,6 +146,13 @@ class RunConfig:
     """MLflow experiment."""
 
     def __post_init__(self) -> None:
+        if not self.storage.strip() or re.match(r"[A-Za-z][\w+.\-]*:/", self.storage):
+            raise ValueError(
+                f"run.storage {self.storage!r} is not a folder: give one that every worker reaches (NFS, or a bucket "
+                "that is mounted as a folder)"
+            )
+        if not self.experiment.strip():
+            raise ValueError("run.experiment is empty: give the MLflow experiment a name, such as rayddpm")
         if self.name and (self.name.startswith(".") or not all(c.isalnum() or c in "-_." for c in self.name)):
             raise ValueError(
                 f"run.name {self.name!r} may hold letters, digits, '-', '_' and '.', and not begin with '.'"
@@ -174,9 +186,8 @@ class WorkersConfig:
 
     def __post_init__(self) -> None:
         timeouts = ("step_timeout_seconds", "collective_timeout_seconds", "resize_check_seconds")
-        for name in ("num_workers", "cpus_per_worker", *timeouts):
-            if getattr(self, name) < 1:
-                raise ValueError(f"workers.{name} {getattr(self, name)} must be at least 1")
+        check_at_least("workers", self, 1, "num_workers", "cpus_per_worker", *timeouts)
+        check_at_least("workers", self, -1, "max_failures")
         if self.compile and self.strategy == "zero3":
             raise ValueError(
                 "workers.compile true does not go with workers.strategy zero3, which moves weights in and out of the "
@@ -208,6 +219,11 @@ class Config:
             raise ValueError(
                 f"train.global_batch_size {self.train.global_batch_size} is smaller than workers.num_workers "
                 f"{self.workers.num_workers}: every worker needs an image; raise the batch or use fewer workers"
+            )
+        if self.train.num_steps * self.train.global_batch_size > MAX_COUNTER:
+            raise ValueError(
+                f"train.num_steps {self.train.num_steps} times train.global_batch_size {self.train.global_batch_size} "
+                "must be at most 2^62, where the counter of samples ends"
             )
         if self.optim.clip_scope == "slice" and self.train.global_batch_size % self.optim.clip_slice_images:
             raise ValueError(

@@ -5,19 +5,20 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from cluster.fault import requested
-from cluster.launch import in_ray_job
-from cluster.tracking import default_tracking_uri
+from cluster.launch import in_ray_job, in_torchrun
+from cluster.tracking_uri import checked_tracking_uri, default_tracking_uri
 from data_pipeline.demo import resolve_path
 from data_pipeline.manifest import Manifest
 from data_pipeline.shards import read_manifest, reading_options
 from models.config import build_model
 from trainer.config import Config, digest, semantics, to_dict
 
+Launcher = Literal["ray", "local"]
 _log = logging.getLogger(__name__)
 
 
@@ -60,15 +61,17 @@ def summary(config: Config) -> dict[str, Any]:
     }
 
 
-def plan(config: Config, preset: str) -> Plan:
+def plan(config: Config, preset: str, launcher: Launcher = "ray") -> Plan:
     """Check `config` against the machine and the data. Raises ValueError or FileNotFoundError with one helpful line."""
     requested()
     config = _absolute(config)
     manifest = _read_manifest(config)
     _check_data(config, manifest)
-    if config.workers.use_gpu and not _may_have_gpu():
+    if config.workers.use_gpu and not _may_have_gpu(launcher):
         _log.warning("no GPU on this machine: the workers use its CPU")
         config = replace(config, workers=replace(config.workers, use_gpu=False))
+    if config.workers.use_gpu and launcher == "local":
+        _check_gpus(config)
     if config.workers.compile and not config.workers.use_gpu:
         _check_compiler()
     if not config.run.name:
@@ -98,7 +101,10 @@ def _check_data(config: Config, manifest: Manifest) -> None:
 
 def _absolute(config: Config) -> Config:
     """Paths made absolute: workers run in other folders than the command does."""
-    run = replace(config.run, storage=_absolute_path(config.run.storage, "run.storage"))
+    storage, uri = _absolute_path(config.run.storage, "run.storage"), config.run.tracking_uri
+    if uri:
+        uri = checked_tracking_uri(uri, lambda path: _absolute_path(path, "run.tracking_uri"))
+    run = replace(config.run, storage=storage, tracking_uri=uri)
     path = config.data.path
     if not path.startswith("demo:") and "://" not in path:
         path = _absolute_path(path, "data.path")
@@ -138,6 +144,18 @@ def _check_compiler() -> None:
         )
 
 
-def _may_have_gpu() -> bool:
+def _may_have_gpu(launcher: Launcher) -> bool:
     """Whether the workers can be given GPUs: a cluster's machines are not this one, and Ray knows what they have."""
-    return in_ray_job() or "RAY_ADDRESS" in os.environ or torch.cuda.is_available()
+    on_cluster = launcher == "ray" and (in_ray_job() or "RAY_ADDRESS" in os.environ)
+    return on_cluster or torch.cuda.is_available()
+
+
+def _check_gpus(config: Config) -> None:
+    """Each worker on this machine has a GPU of its own; torchrun may have others on other machines."""
+    num_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if in_torchrun() else config.workers.num_workers
+    num_gpus = torch.cuda.device_count()
+    if num_workers > num_gpus:
+        raise ValueError(
+            f"workers.num_workers {config.workers.num_workers} with --launcher local puts {num_workers} on this "
+            f"machine, which has {num_gpus} GPU(s), one for each worker: use fewer, or workers.use_gpu false"
+        )

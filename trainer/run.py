@@ -17,6 +17,7 @@ from cluster.lease import Lease, holding
 from cluster.process import git_commit
 from cluster.spool import Spool
 from cluster.storage import complete_directories, read_json, write_json_atomic
+from cluster.tracking_uri import redacted as redacted_uri
 from data_pipeline.remote import is_remote, redacted
 from eval.results import checkpoint_step
 from models.config import ModelConfig, build_model
@@ -105,7 +106,8 @@ def _announce(plan: Plan, run: dict[str, Any]) -> None:
     spool = Spool(plan.directory, "run")
     path = plan.config.data.path
     shown_path = redacted(path) if is_remote(path) else path
-    spool.params(flatten(plan.config) | {"num_parameters": run["num_parameters"], "data.path": shown_path})
+    shown = {"data.path": shown_path, "run.tracking_uri": redacted_uri(plan.config.run.tracking_uri)}
+    spool.params(flatten(plan.config) | shown | {"num_parameters": run["num_parameters"]})
     spool.tags(
         {
             "git_commit": run["git_commit"],

@@ -1,0 +1,54 @@
+"""Where MLflow is: which tracking URIs a run may name, and how one is shown without its password."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+_DATABASES = ("postgresql", "mysql", "mssql")
+_SERVERS = ("http", "https")
+_ALLOWED = "sqlite:///PATH, http(s)://HOST, postgresql:// or mysql:// with a driver, or databricks"
+
+
+def default_tracking_uri(storage: Path) -> str:
+    """A SQLite file in the storage folder: no server needed."""
+    return f"sqlite:///{storage / 'mlflow.db'}"
+
+
+def checked_tracking_uri(uri: str, absolute: Callable[[str], str]) -> str:
+    """The URI, with the path of a SQLite file made absolute: uploaders and evaluators run in other folders.
+
+    absolute: makes a path absolute, or raises ValueError. Raises ValueError for what MLflow would not take.
+    """
+    scheme, separator, rest = uri.partition("://")
+    database = scheme.partition("+")[0]
+    if database == "sqlite" and rest.startswith("/") and (path := rest[1:].partition("?")[0]) not in ("", ":memory:"):
+        return f"{scheme}:///{absolute(path)}{rest[1 + len(path) :]}"
+    if scheme == "databricks" or (scheme in _SERVERS and _host(uri)) or (database in _DATABASES and rest):
+        return uri
+    files = "; MLflow 3 keeps no runs in plain files" if scheme == "file" or not separator else ""
+    raise ValueError(f"run.tracking_uri {redacted(uri)!r} is none of {_ALLOWED}{files}")
+
+
+def artifact_location(uri: str) -> str | None:
+    """Local artifacts beside a local database; a server chooses its own place."""
+    scheme, _, path = uri.partition(":///")
+    if scheme.partition("+")[0] != "sqlite":
+        return None
+    return (Path(path.partition("?")[0]).absolute().parent / "mlartifacts").as_uri()
+
+
+def redacted(text: str) -> str:
+    """Text such as a URI, or an error that quotes one, without user, password and token."""
+    without_user = re.sub(r"(?<=://)[^/\s'\"]*@", "***@", text)
+    return re.sub(r"(?i)(\w*(?:password|passwd|pwd|token)=)[^&\s'\"]*", r"\1***", without_user)
+
+
+def _host(uri: str) -> str | None:
+    """The host of a URI; None if it has none, or a port that is no number."""
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts.hostname
