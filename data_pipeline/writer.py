@@ -18,7 +18,7 @@ from data_pipeline.codec import EXTENSIONS, Encoding, decode_into, encode
 from data_pipeline.dataset import ShardIndex
 from data_pipeline.images import Framing, fits_unchanged, frame_array, frame_bytes
 from data_pipeline.manifest import ShardRecord
-from data_pipeline.sources import Entry, Refusal, Source
+from data_pipeline.sources import Entry, Refusal, Sample, Source
 from data_pipeline.tar_index import split_name, tar_members
 
 TEMPORARY_FILES = f"*.{'[0-9a-f]' * 32}.tmp"
@@ -96,14 +96,11 @@ def write_shard(source: Source, entries: Sequence[Entry], recipe: Recipe, dest: 
         ) as writer:
             for entry in entries:
                 try:
-                    sample = source.read(entry)
+                    sample = _read(source, entry)
                     stored = _Stored.of(sample.image, recipe)
                 except ValueError as error:
                     refused.append(Refusal(entry.name, str(error)))
                     continue
-                except OSError as error:
-                    # The disk's trouble, which may pass: not for the record, as a refusal is.
-                    raise OSError(f"{entry.name} cannot be read: {error}; the same command again goes on") from error
                 metadata = {} if sample.metadata is None else {"json": sample.metadata}
                 writer.write({"__key__": entry.key, stored.extension: stored.data} | metadata)
                 pixel_sums += stored.pixels
@@ -175,6 +172,14 @@ def write_atomic(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _read(source: Source, entry: Entry) -> Sample:
+    """One entry's image; ValueError if it is to be refused, OSError for trouble that may pass, which ends the pack."""
+    try:
+        return source.read(entry)
+    except OSError as error:
+        raise OSError(f"{entry.name} cannot be read: {error}; the same command again goes on") from error
 
 
 def _temporary(path: Path) -> Path:
