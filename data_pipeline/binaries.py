@@ -4,10 +4,10 @@ The pickled CIFAR files are refused: reading a pickle runs whatever code it hold
 """
 
 import gzip
+import io
 import json
 import math
 import struct
-import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +16,17 @@ from typing import BinaryIO
 import numpy as np
 
 from data_pipeline.sources import ArraySource, Entry, changed_at
+from data_pipeline.tar_index import members_in
 
 _IDX_IMAGES, _IDX_LABELS = b"\0\0\x08\x03", b"\0\0\x08\x01"
 _MAX_DATA_BYTES = 4 << 30
+_MAX_ARCHIVE_BYTES = 256 << 20
+"""CIFAR-10's archive unpacks to 176 MiB, which is done in memory"""
+_UNPACK = "unpack other .tar.gz files first and pack the folder"
+_IDX_TRAIN_NAMES = (
+    *("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"),
+    *("train-images.idx3-ubyte", "train-images.idx3-ubyte.gz"),
+)
 _CIFAR_SIDE = 32
 _CIFAR_PIXELS = 3 * _CIFAR_SIDE**2
 _CIFAR_TRAIN_NAMES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
@@ -57,32 +65,33 @@ def cifar_source(paths: Sequence[Path]) -> BinarySource:
 
 def cifar_archive_source(path: Path) -> BinarySource:
     """cifar-10-binary.tar.gz as published: its training batches, read without extracting. ValueError."""
-    found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                name = member.name.rsplit("/", 1)[-1]
-                if name in _CIFAR_TRAIN_NAMES and member.isreg() and member.size <= _MAX_DATA_BYTES // 16:
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    found[name] = file.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if sorted(found) != sorted(_CIFAR_TRAIN_NAMES):
-        raise ValueError(
-            f"{path} is not CIFAR-10's binary archive; unpack other .tar.gz files first and pack the folder"
-        )
+        with gzip.open(path) as file:
+            archive = file.read(_MAX_ARCHIVE_BYTES + 1)
+        if len(archive) > _MAX_ARCHIVE_BYTES:
+            raise ValueError(f"it unpacks to more than {_MAX_ARCHIVE_BYTES} bytes")
+        members = list(members_in(io.BytesIO(archive), len(archive), str(path)))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as CIFAR-10's binary archive: {error}; {_UNPACK}") from error
+    batches = [member for member in members if member.name.rpartition("/")[2] in _CIFAR_TRAIN_NAMES]
+    found = {
+        member.name.rpartition("/")[2]: archive[member.offset : member.offset + member.length] for member in batches
+    }
+    if not len(batches) == len(found) == len(_CIFAR_TRAIN_NAMES):
+        raise ValueError(f"{path} is not CIFAR-10's binary archive with its five batches, each once; {_UNPACK}")
     images, labels = _cifar_arrays([(f"{path}:{name}", found[name]) for name in _CIFAR_TRAIN_NAMES])
     return BinarySource("CIFAR binary", images, labels, [path])
 
 
 def find_binaries(folder: Path) -> BinarySource | None:
     """The published training files in a folder, or where torchvision puts them below it; None if there are none."""
-    for place in (folder, folder / "raw", folder / "MNIST" / "raw"):
-        for name in ("train-images-idx3-ubyte", "train-images.idx3-ubyte"):
-            for path in (place / name, place / f"{name}.gz"):
-                if path.is_file():
-                    return idx_source(path)
+    places = [folder, folder / "raw", *sorted(folder.glob("*/raw"))]
+    files = [next(filter(Path.is_file, (place / name for name in _IDX_TRAIN_NAMES)), None) for place in places]
+    sets = [path for path in files if path]
+    if len(sets) > 1:
+        raise ValueError(f"{folder} holds several sets: {', '.join(map(str, sets))}; give the folder of one of them")
+    if sets:
+        return idx_source(sets[0])
     for place in (folder, folder / "cifar-10-batches-bin"):
         paths = [place / name for name in _CIFAR_TRAIN_NAMES]
         if all(path.is_file() for path in paths):

@@ -7,6 +7,7 @@ kernel's, and temporary files that nobody holds are removed.
 
 import fcntl
 import os
+import re
 import threading
 import time
 import uuid
@@ -17,6 +18,8 @@ from typing import BinaryIO
 
 _NUM_LOCK_DIGITS = 3
 _TOUCH_SECONDS = 1.0
+_OWN_NAME = re.compile(r"[0-9a-f]{64}|\.tmp-[0-9a-f]{32}")
+"""Files of the cache; all others in the folder are the user's, and neither counted nor evicted"""
 
 
 class FileCache:
@@ -127,12 +130,12 @@ class FileCache:
             fcntl.flock(file, fcntl.LOCK_SH)
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """Last use, size and path of each file, temporary ones included. Exact only under the folder's lock."""
+        """Last use, size and path of each own file, temporary ones included. Exact only under the folder's lock."""
         found = []
         for path in self.root.iterdir():
             with suppress(FileNotFoundError):
                 status = path.stat()
-                if path.name != ".lock" and path.is_file():
+                if _OWN_NAME.fullmatch(path.name) and path.is_file():
                     found.append((status.st_mtime, status.st_size, path))
         return found
 

@@ -4,6 +4,7 @@ A sample's size is read from its header and compared before a pixel is decoded, 
 """
 
 import io
+import re
 import struct
 import zlib
 from typing import Literal
@@ -23,8 +24,11 @@ DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, Overflo
 JPEG_SCALES = (8, 4, 2, 1)
 """By what a JPEG decoder can divide the size of an image at no cost, the strongest first"""
 _JPEG_COLORSPACE = {1: "GRAY", 3: "RGB"}
-_JPEG_MODE = {"L": "GRAY", "RGB": "RGB"}
-_PNG_BIT_DEPTH_BYTE = 24
+_JPEG_MODE = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+PNG_BIT_DEPTH_BYTE = 24
+_PNG_SIGNATURE_BYTES = 8
+_BIT_BUFFER_BYTES = 8
+_PADDING_COMPLAINT = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _PNG_MODE = {1: "L", 3: "RGB"}
 
 
@@ -67,7 +71,8 @@ def decode_into(data: bytes, extension: str, out: np.ndarray) -> None:
 def fast_jpeg_pixels(data: bytes, image: Image.Image, scale: int) -> np.ndarray | None:
     """Pixels of a grey or colour JPEG at 1/scale of its size, rounded up: (H, W[, 3]) uint8. scale: of JPEG_SCALES.
 
-    image: its header, as Pillow opened it. None if the file is of another kind, or damaged: Pillow then says how.
+    image: its header, as Pillow opened it. None if the file is of another kind, such as CMYK: Pillow then decodes it.
+    Raises ValueError for damage, also where Pillow would fill the hole with grey and say nothing.
     """
     if image.mode not in _JPEG_MODE:
         return None
@@ -75,13 +80,30 @@ def fast_jpeg_pixels(data: bytes, image: Image.Image, scale: int) -> np.ndarray 
     try:
         if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
             return None
-        colorspace = _JPEG_MODE[image.mode]
-        pixels = simplejpeg.decode_jpeg(
-            data, colorspace, fastdct=False, fastupsample=False, min_height=height, min_width=width
-        )
     except ValueError:
+        return None  # an unusual kind, such as odd subsampling, which libjpeg-turbo does not name
+    options = {"fastdct": False, "fastupsample": False, "min_height": height, "min_width": width}
+    try:
+        pixels = simplejpeg.decode_jpeg(data, _JPEG_MODE[image.mode], **options)
+    except ValueError as error:
+        unpadded = _without_padding(data, str(error))
+        if unpadded is None:
+            raise ValueError(f"its JPEG data are damaged or truncated: {error}") from error
+        return fast_jpeg_pixels(unpadded, image, scale)
+    return None if image.mode == "CMYK" else pixels.reshape((height, width, 3)[: 3 if image.mode == "RGB" else 2])
+
+
+def _without_padding(data: bytes, complaint: str) -> bytes | None:
+    """A JPEG without the zeros that some writers put before its end marker, if the decoder complains of just these.
+
+    A hole in the pixels leaves other bytes over, or is larger than what is left over and in the decoder's bit buffer.
+    """
+    found = _PADDING_COMPLAINT.search(complaint)
+    if not found:
         return None
-    return pixels.reshape((height, width, 3)[: 3 if image.mode == "RGB" else 2])
+    fewest = int(found[1])
+    zeros = re.search(rb"(?<=[^\0])\0{%d,%d}(?=\xff\xd9)" % (fewest, fewest + _BIT_BUFFER_BYTES), data)
+    return data[: zeros.start()] + data[zeros.end() :] if zeros else None
 
 
 def fast_png_pixels(data: bytes, image: Image.Image) -> np.ndarray | None:
@@ -90,7 +112,7 @@ def fast_png_pixels(data: bytes, image: Image.Image) -> np.ndarray | None:
     image: its header, as Pillow opened it. None if the file is of another kind, or damaged: Pillow then says how.
     """
     plain = image.format == "PNG" and image.mode in ("RGB", "L") and "transparency" not in image.info
-    if pyspng is None or not plain or data[_PNG_BIT_DEPTH_BYTE] != 8:
+    if pyspng is None or not plain or data[PNG_BIT_DEPTH_BYTE] != 8:
         return None
     try:
         pixels: np.ndarray = pyspng.load(data)
@@ -98,6 +120,19 @@ def fast_png_pixels(data: bytes, image: Image.Image) -> np.ndarray | None:
         return None
     shape = (image.height, image.width, 3)[: 3 if image.mode == "RGB" else 2]
     return pixels.reshape(shape) if pixels.dtype == np.uint8 and pixels.size == np.prod(shape) else None
+
+
+def check_png(data: bytes) -> None:
+    """ValueError unless all chunks of a PNG are there and agree with their CRC-32: no decoder compares them all."""
+    start, kind = _PNG_SIGNATURE_BYTES, b""
+    while kind != b"IEND":
+        length = int.from_bytes(data[start : start + 4])
+        kind, end = data[start + 4 : start + 8], start + 8 + length
+        if end + 4 > len(data):
+            raise ValueError("the PNG ends before its last chunk")
+        if zlib.crc32(memoryview(data)[start + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise ValueError(f"the PNG is damaged: the checksum of its chunk {kind!r} at byte {start} does not fit")
+        start = end + 4
 
 
 def _decode_jpeg(data: bytes, out: np.ndarray) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +20,19 @@ from data_pipeline.ledger import audit as audit_ledger
 from data_pipeline.manifest import Manifest
 from data_pipeline.open_source import open_source
 from data_pipeline.order import SampleOrder
-from data_pipeline.pack import PackOptions, TaskRunner, run_in_processes
+from data_pipeline.pack import PackOptions, TaskRunner
 from data_pipeline.pack import pack as pack_source
+from data_pipeline.process_runner import run_in_processes
 from data_pipeline.ray_runner import run_on_ray
+from data_pipeline.remote import is_remote, redacted
 from data_pipeline.shards import open_dataset, read_manifest
 from data_pipeline.verify import verify as verify_dataset
 
-_USER_ERROR, _INTERRUPTED = 2, 130
+_USER_ERROR, _INTERRUPTED, _TERMINATED = 2, 130, 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which then cleans up as Ctrl-C does."""
 
 
 def pack(
@@ -78,11 +86,11 @@ def pack(
         name,
         skip_refused,
     )
-    opened = open_source(os.path.abspath(source), follow_links)
+    opened, folder = open_source(_local(source, "SOURCE"), follow_links), _local(dest, "DEST")
     with _progress("packing") as told:
         runner = run_on_ray if ray else _runner(num_processes)
-        manifest = pack_source(opened, os.path.abspath(dest), options, runner, told)
-    _print_packed(manifest, dest)
+        manifest = pack_source(opened, folder, options, runner, told)
+    _print_packed(manifest, dest, opened.num_ignored)
 
 
 def demo(
@@ -104,7 +112,8 @@ def demo(
         num_processes: processes to use; all cores by default
     """
     with _progress("packing") as told:
-        manifest = pack_demo(DemoOptions(name, image_size, num_images, seed), dest, _runner(num_processes), told)
+        chosen = DemoOptions(name, image_size, num_images, seed)
+        manifest = pack_demo(chosen, _local(dest, "DEST"), _runner(num_processes), told)
     _print_packed(manifest, dest)
 
 
@@ -141,6 +150,8 @@ def order(
     """
     if num_steps < 0:
         raise ValueError(f"num_steps must be at least 0, got {num_steps}")
+    if world_size < 1:
+        raise ValueError(f"world_size must be at least 1, got {world_size}")
     path = resolve_path(dest)
     manifest = read_manifest(path)
     sample_order = SampleOrder(manifest.shard_sizes, seed, global_batch_size, manifest.digest, slice_images)
@@ -175,18 +186,19 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 done, 2 the user's error, 130 interrupted."""
+    """Exit status: 0 done, 2 the user's error, 130 interrupted, 143 terminated."""
     try:
         parsed = _parser().parse_args(arguments)
         values = dict(vars(parsed[parsed.subcommand]))
-        _COMMANDS[parsed.subcommand](**values)
+        with _terminable():
+            _COMMANDS[parsed.subcommand](**values)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output, such as `head`, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted; the same command again goes on from here", file=sys.stderr)
-        return _INTERRUPTED
+        return _TERMINATED if isinstance(error, _Terminated) else _INTERRUPTED
     except (ValueError, OSError, ArgumentError) as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return _USER_ERROR
@@ -225,16 +237,45 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises within, where signals can be handled: in the main thread."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _local(path: str, what: str) -> str:
+    """The absolute path of a local file or folder; ValueError for an address."""
+    if is_remote(path):
+        raise ValueError(
+            f"{what} {redacted(path)} is an address; pack from and into local folders, then copy the packed folder to "
+            "http(s):// or s3://, where training, verify and order read it"
+        )
+    return os.path.abspath(path)
+
+
 def _runner(num_processes: int | None) -> TaskRunner:
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"num_processes must be at least 1, got {num_processes}")
     return run_in_processes(num_processes or len(os.sched_getaffinity(0)))
 
 
-def _print_packed(manifest: Manifest, dest: str) -> None:
+def _print_packed(manifest: Manifest, dest: str, num_ignored: int = 0) -> None:
     size, channels = manifest.image_size, "RGB" if manifest.image_channels == 3 else "grey"
     print(f"{dest}: {manifest.num_samples} {channels} images of {size}x{size} in {len(manifest.shards)} shards")
     print(f"digest {manifest.digest}")
+    if num_ignored:
+        print(f"{num_ignored} files were passed over, as their names are not those of images")
     print(f"see {dest}/report.json and {dest}/preview.png")
 
 

@@ -122,7 +122,7 @@ def parse_index(text: bytes, record: ShardRecord) -> ShardIndex:
         offsets, lengths, crc32 = (np.array(content[name], dtype=np.int64) for name in ("offsets", "lengths", "crc32"))
         index = ShardIndex(tuple(content["keys"]), tuple(content["extensions"]), offsets, lengths, crc32)
         _check_index(index, record)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DamagedDataError(f"index of shard {record.name} is damaged: {error}; pack the data set again") from error
     return index
 

@@ -9,21 +9,28 @@ size, never below four times the target, unless `exact` is asked for; docs/DATA.
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from data_pipeline.codec import DECODE_ERRORS, JPEG_SCALES, fast_jpeg_pixels, fast_png_pixels
+from data_pipeline.codec import JPEG_SCALES, PNG_BIT_DEPTH_BYTE, check_png, fast_jpeg_pixels, fast_png_pixels
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif"),
+)
+"""Names of images. HEIC is among them so that it is refused by name, as Pillow cannot decode it, and not passed over"""
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded; a header that claims more is taken for a decompression bomb"""
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _JPEG_FORMATS = ("JPEG", "MPO")
 _EXIF_ORIENTATION = 0x0112
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_WHITE_IS_ZERO = 258, 262, 0
 _MIN_DECODED_SIZE = 4
 """Smallest size that a JPEG is decoded at, in multiples of the target"""
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
@@ -64,11 +71,9 @@ class Framed:
 
 def frame_bytes(data: bytes, framing: Framing) -> Framed:
     """Decode, rotate by EXIF, flatten, crop to the centred square and resize. ValueError with the reason if refused."""
-    try:
-        with open_image(data) as image:
-            return Framed(_frame(_decoded(data, image, framing), framing), image.size)
-    except DECODE_ERRORS as error:
-        raise ValueError(f"{error}" or type(error).__name__) from error
+    with _refusing(), open_image(data) as image:
+        pixels, source_size = _decoded(data, image, framing), image.size
+    return Framed(_frame(pixels, framing), source_size)
 
 
 def frame_array(array: np.ndarray, framing: Framing) -> Framed:
@@ -104,8 +109,11 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def fits_unchanged(data: bytes, framing: Framing) -> bool:
-    """Whether a source is already a JPEG that decodes to exactly what framing asks for, so its bytes can be kept."""
-    with open_image(data) as image:
+    """Whether a source is already a JPEG that decodes to exactly what framing asks for, so its bytes can be kept.
+
+    ValueError if its header cannot be read.
+    """
+    with _refusing(), open_image(data) as image:
         mode = "RGB" if framing.image_channels == 3 else "L"
         size = (framing.image_size, framing.image_size)
         rotated = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
@@ -136,6 +144,17 @@ def upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Whatever Pillow raises over one file is a ValueError: the refusal of that file."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # damage surfaces in Pillow as a TypeError, a MemoryError or anything else
+        raise ValueError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
 def _decoded(data: bytes, image: Image.Image, framing: Framing) -> np.ndarray:
     """Upright pixels of the wanted channels, (H, W) or (H, W, 3) uint8. image: the file's header, as Pillow read it."""
     if image.format in _JPEG_FORMATS:
@@ -145,10 +164,19 @@ def _decoded(data: bytes, image: Image.Image, framing: Framing) -> np.ndarray:
             turned.info = image.info  # where the orientation is
             return np.asarray(flatten(upright(turned), framing))
     else:
+        if image.format == "PNG":
+            _check_png(data, image)
         pixels = None if any(name in data for name in _PNG_ORIENTATION) else fast_png_pixels(data, image)
     if pixels is None:  # Pillow decodes whatever else it is, or says what is wrong
         return np.asarray(flatten(upright(image), framing))
     return _flat(pixels, framing)
+
+
+def _check_png(data: bytes, image: Image.Image) -> None:
+    check_png(data)
+    if image.mode == "RGB" and data[PNG_BIT_DEPTH_BYTE] == 16 and "transparency" in image.info:
+        # Pillow cuts colours to 8 bits, where other colours become the transparent one.
+        raise ValueError("a 16-bit colour PNG with a transparent colour; convert it to 8 bits or to an alpha channel")
 
 
 def _flat(pixels: np.ndarray, framing: Framing) -> np.ndarray:
@@ -193,12 +221,24 @@ def _resized(square: np.ndarray, size: int) -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Integer grey to 8 bits: v * 255 / 65535 rounded. Pillow's own convert() clips at 255 instead, to white."""
+    """Integer grey to 8 bits: v * 255 / 65535 rounded. Pillow's own convert() clips at 255 instead, to white.
+
+    "LA" if one of the values is marked as transparent, else "L".
+    """
     values = np.asarray(image).astype(np.int64)
     is_sixteen_bits = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
     if not is_sixteen_bits or values.min() < 0 or values.max() > 65535:
         raise ValueError(f"32-bit integer pixels (mode {image.mode}) have no defined 8-bit range; convert the file")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    # Pillow leaves the values of a TIFF as they are stored: of 12 bits, or with 0 for white.
+    tags = getattr(image, "tag_v2", {})
+    largest = 2 ** tags.get(_TIFF_BITS, (16,))[0] - 1
+    if tags.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO:
+        values = largest - values
+    grey = Image.fromarray(((values * 255 + largest // 2) // largest).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:

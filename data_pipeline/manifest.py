@@ -33,8 +33,7 @@ class ShardRecord:
     """Hash of the index file, hex"""
 
     def __post_init__(self) -> None:
-        if not _SAFE_SHARD_NAME.fullmatch(self.name):
-            raise ValueError(f"shard name {self.name!r} is not a plain file name ending in .tar")
+        check_shard_name(self.name)
         for number in (self.bytes, self.samples, self.index_bytes):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"shard {self.name}: sizes and sample counts must be integers >= 1, got {number!r}")
@@ -65,6 +64,12 @@ class Manifest:
     """Where the images came from: kind and counts; informative, not part of the digest"""
 
     def __post_init__(self) -> None:
+        for number in (self.image_size, self.num_samples):
+            if not isinstance(number, int):
+                raise ValueError(f"image_size and num_samples must be integers, got {number!r}")
+        for mapping in (self.preprocessing, self.source):
+            if not isinstance(mapping, Mapping):
+                raise ValueError(f"preprocessing and source must be mappings, got {mapping!r}")
         if self.image_channels not in (1, 3):
             raise ValueError(f"image_channels must be 1 or 3, got {self.image_channels}")
         if self.image_size < 1:
@@ -126,6 +131,14 @@ class Manifest:
         }
 
 
+def check_shard_name(name: str) -> None:
+    """ValueError for a shard's file name that could leave its folder or confuse a shell."""
+    if not isinstance(name, str) or not _SAFE_SHARD_NAME.fullmatch(name):
+        raise ValueError(
+            f"shard name {name!r} is not a plain file name ending in .tar: letters, digits, . _ - are allowed"
+        )
+
+
 def parse_manifest(text: str | bytes, where: str) -> Manifest:
     """The manifest in a JSON text; ValueError naming `where` if it is damaged, edited or of another format."""
     try:
@@ -139,7 +152,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         shards = tuple(ShardRecord(**shard) for shard in content["shards"])
         manifest = Manifest(shards=shards, **{name: content[name] for name in names})
         stored_digest, stored_checksum = content["digest"], content["checksum"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{where} is not a usable manifest ({error!r}); pack the data set again") from error
     if manifest.digest == stored_digest and manifest.checksum != stored_checksum:
         raise ValueError(f"{where} is damaged in its informative part; restore it or pack the data set again")
@@ -154,13 +167,18 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
 def load_manifest(path: str | Path) -> Manifest:
     """Read manifest.json from a local data set folder (or its path itself). FileNotFoundError, ValueError."""
     path = Path(path)
-    file = path / MANIFEST_NAME if path.is_dir() else path
+    file = data_folder(path) / MANIFEST_NAME
     if not file.is_file():
         raise FileNotFoundError(
             f"no data set at {path}: {MANIFEST_NAME} is missing; "
             "make one with `python -m data_pipeline pack SOURCE DEST` or use demo:digits"
         )
     return parse_manifest(file.read_bytes(), str(file))
+
+
+def data_folder(path: str | Path) -> Path:
+    """The folder of a local data set, which may be named by its manifest too."""
+    return Path(path).parent if Path(path).name == MANIFEST_NAME else Path(path)
 
 
 def _canonical_sha256(content: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ def _open_file(path: Path) -> Source:
     if name.endswith((".tar.gz", ".tgz")):
         return cifar_archive_source(path)
     if name.endswith(".parquet"):
-        return ParquetSource([path])
+        return ParquetSource([path], path.parent)
     if name.endswith((".mdb", ".lmdb")):
         return LmdbSource(path)
     if is_idx(path):
@@ -58,5 +58,5 @@ def _open_folder(path: Path, follow_links: bool) -> Source:
     if tars:
         return TarSource(tars)
     if tables:
-        return ParquetSource(tables)
+        return ParquetSource(tables, path)
     return folder if num_images else find_binaries(path) or folder

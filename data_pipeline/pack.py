@@ -6,23 +6,31 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data_pipeline.codec import Encoding
+from data_pipeline.dataset import parse_index
 from data_pipeline.images import Framing
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, load_manifest
+from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_shard_name, load_manifest
 from data_pipeline.report import write_report
-from data_pipeline.sources import ArraySource, Entry, Source
-from data_pipeline.writer import WORK_FOLDER, Recipe, ShardNotes, finished_shard, hash_file, write_atomic, write_shard
+from data_pipeline.sources import Entry, FolderSource, Source
+from data_pipeline.writer import (
+    TEMPORARY_FILES,
+    WORK_FOLDER,
+    Recipe,
+    ShardNotes,
+    finished_shard,
+    hash_file,
+    index_of,
+    write_atomic,
+    write_shard,
+)
 
 LARGEST_LOSSLESS_SIZE = 64
 """encoding=auto stores PNG up to this image size, JPEG above"""
-_MIN_ENTRIES_FOR_PROCESSES = 256
 
 
 class Task(NamedTuple):
@@ -68,10 +76,13 @@ class PackOptions:
 
     def recipe(self, source: Source) -> Recipe:
         """The options with the source's own values filled in. ValueError."""
-        image_size = self.image_size or source.image_size
+        if self.samples_per_shard < 1:
+            raise ValueError(f"samples_per_shard must be at least 1, got {self.samples_per_shard}")
+        check_shard_name(self.shard_name(0))
+        image_size = source.image_size if self.image_size is None else self.image_size
         if image_size is None:
             raise ValueError(f"a {source.kind} has no size of its own: give --image-size, for example 256")
-        channels = self.image_channels or source.image_channels
+        channels = source.image_channels if self.image_channels is None else self.image_channels
         encoding: Encoding
         if self.encoding == "auto":
             encoding = "png" if image_size <= LARGEST_LOSSLESS_SIZE else "jpg"
@@ -79,6 +90,10 @@ class PackOptions:
             encoding = self.encoding
         framing = Framing(image_size, channels, self.exact, self.background)
         return Recipe(framing, encoding, self.jpeg_quality, self.keep_bytes)
+
+    def shard_name(self, number: int) -> str:
+        """File name of a shard, counted from 0."""
+        return f"{self.name}-{number:06d}.tar"
 
 
 def pack(
@@ -90,22 +105,26 @@ def pack(
 ) -> Manifest:
     """Pack a source into the folder `dest`, writing manifest.json last. Packing again what is packed changes nothing.
 
-    Raises ValueError if images are refused (unless skip_refused), or `dest` holds something else. A killed pack goes on
-    where it was: finished shards are kept if they verify.
+    Raises ValueError if images are refused (unless skip_refused), or `dest` holds something else or lies in the source;
+    OSError if the system cannot read an image now. A killed pack goes on where it was: finished shards are kept if they
+    verify.
     """
     dest, options = Path(dest), options or PackOptions()
     recipe = options.recipe(source)
+    if isinstance(source, FolderSource) and dest.resolve().is_relative_to(source.root.resolve()):
+        raise ValueError(f"DEST {dest} lies in SOURCE, whose images it would join; give a folder beside it")
     entries = source.entries()
     listing = hashlib.sha256(json.dumps([entry[:3] for entry in entries]).encode()).hexdigest()
     dest.mkdir(parents=True, exist_ok=True)
     with _only_packer(dest):
-        packed = _already_packed(source, entries, recipe, dest, listing)
+        tasks = _tasks(source, entries, recipe, dest, options)
+        packed = _already_packed(source, tasks, recipe, dest, listing, options.skip_refused)
         if packed:
             return packed
         _check_dest(dest)
         if not entries:
             raise ValueError(f"no images found in this {source.kind}{_first_refusal(source)}")
-        tasks = _tasks(source, entries, recipe, dest, options)
+        _prepare(dest / WORK_FOLDER)
         notes = _run_all(tasks, run or run_serially, progress)
         manifest = _finish(source, recipe, dest, tasks, notes, listing, options.skip_refused)
         _remove_strays(dest, manifest)
@@ -124,38 +143,19 @@ def run_serially(tasks: Sequence[Task]) -> Iterator[ShardNotes]:
     return map(run_task, tasks)
 
 
-def run_in_processes(num_processes: int) -> TaskRunner:
-    """A runner over processes of this machine; a handful of images, or arrays in memory, are not worth sending."""
-
-    def run(tasks: Sequence[Task]) -> Iterator[ShardNotes]:
-        num_useful = min(num_processes, len(tasks))
-        few = sum(len(task.entries) for task in tasks) < _MIN_ENTRIES_FOR_PROCESSES
-        if num_useful < 2 or few or isinstance(tasks[0].source, ArraySource):
-            yield from run_serially(tasks)
-            return
-        # Not forked: the caller may have threads.
-        with ProcessPoolExecutor(num_useful, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(run_task, task) for task in tasks]
-            try:
-                for future in as_completed(futures):
-                    yield future.result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-    return run
-
-
 def _tasks(source: Source, entries: list[Entry], recipe: Recipe, dest: Path, options: PackOptions) -> list[Task]:
     size = options.samples_per_shard
-    if size < 1:
-        raise ValueError(f"samples_per_shard must be at least 1, got {size}")
-    starts = range(0, len(entries), size)
-    names = [f"{options.name}-{number:06d}.tar" for number in range(len(starts))]
-    (dest / WORK_FOLDER).mkdir(exist_ok=True)
     return [
-        Task(source, entries[start : start + size], recipe, dest, name)
-        for start, name in zip(starts, names, strict=True)
+        Task(source, entries[start : start + size], recipe, dest, options.shard_name(number))
+        for number, start in enumerate(range(0, len(entries), size))
     ]
+
+
+def _prepare(work: Path) -> None:
+    """The folder for notes, without what a killed pack was just writing."""
+    work.mkdir(exist_ok=True)
+    for stale in [*work.glob(TEMPORARY_FILES), *work.parent.glob(TEMPORARY_FILES)]:
+        stale.unlink()
 
 
 def _run_all(tasks: list[Task], run: TaskRunner, progress: Progress | None) -> list[ShardNotes]:
@@ -203,27 +203,49 @@ def _finish(
     return manifest
 
 
-def _already_packed(source: Source, entries: list[Entry], recipe: Recipe, dest: Path, listing: str) -> Manifest | None:
+def _already_packed(
+    source: Source, tasks: list[Task], recipe: Recipe, dest: Path, listing: str, skip_refused: bool
+) -> Manifest | None:
     """The manifest of a finished pack of the same source; ValueError if `dest` holds another data set."""
     if not (dest / MANIFEST_NAME).exists():
         return None
     manifest = load_manifest(dest)
     framing = recipe.framing
+    entries = [entry for task in tasks for entry in task.entries]
     same = (
         manifest.preprocessing == recipe.describe()
         and (manifest.image_size, manifest.image_channels) == (framing.image_size, framing.image_channels)
         and manifest.source.get("listing_sha256") == listing
         and source.changed_at(entries) < (dest / MANIFEST_NAME).stat().st_mtime
+        and {shard.name for shard in manifest.shards} <= {task.name for task in tasks}
     )
-    if not same:
+    if not same or not _mended(manifest, tasks, dest):
         raise ValueError(
             f"{dest} already holds a data set packed from other images or with other settings; "
             "give another DEST, or delete that folder first"
         )
+    num_refused = manifest.source.get("num_refused", 0)
+    if num_refused and not skip_refused:
+        raise ValueError(
+            f"{dest} was packed without {num_refused} images that were refused, see {dest / 'report.json'}; give "
+            "--skip-refused again, or mend or remove them and give another DEST"
+        )
+    return manifest
+
+
+def _mended(manifest: Manifest, tasks: list[Task], dest: Path) -> bool:
+    """Check the shards and write lost indexes again; False if the samples are spread over the shards in another way."""
+    entries = {task.name: task.entries for task in tasks}
     for shard in manifest.shards:
         if not (dest / shard.name).is_file() or hash_file(dest / shard.name) != shard.sha256:
             raise ValueError(f"{dest} holds this data set, but shard {shard.name} is damaged; delete the folder first")
-    return manifest
+        path = dest / shard.index_name
+        if not path.is_file() or hash_file(path) != shard.index_sha256:
+            write_atomic(path, index_of(dest / shard.name, shard.name).to_json(shard.name).encode())
+        keys = parse_index(path.read_bytes(), shard).keys
+        if not {entry.key for entry in entries[shard.name]}.issuperset(keys):
+            return False
+    return True
 
 
 def _remove_strays(dest: Path, manifest: Manifest) -> None:

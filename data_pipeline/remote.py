@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -13,12 +14,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 from data_pipeline.cache import FileCache
 from data_pipeline.dataset import DamagedDataError, read_at
-from data_pipeline.manifest import ShardRecord
+from data_pipeline.manifest import MANIFEST_NAME, ShardRecord
 
 _logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
 _MAX_SMALL_FILE_BYTES = 256 << 20
 _MAX_EVICTED_READS = 20
+_URL = re.compile(r"\w+://[^\s'\"<>]+")
 _PASSING_STATUSES = (408, 425, 429)
 """HTTP refusals that a later try may not meet: timeout, too early, too many requests"""
 
@@ -53,10 +55,14 @@ class Fetcher:
     def __init__(self, url: str, settings: FetchSettings, on_try: Callable[[str], None] = lambda moment: None) -> None:
         """on_try: told "before" and "after" the transfer of every try; an OSError of its own fails that try.
 
-        ValueError if the URL's scheme is not http, https or s3.
+        ValueError if the URL's scheme is not http, https or s3, or it names no host. A query, such as a token, is sent
+        with every file of an http(s):// URL.
         """
-        self.url = url.rstrip("/")
+        self._is_http = url.startswith("http")
+        url, mark, query = url.partition("?") if self._is_http else (url, "", "")
+        self.url = url.removesuffix(f"/{MANIFEST_NAME}").rstrip("/")
         self.shown_url = redacted(self.url)
+        self._query = mark + query
         self._settings, self._on_try = settings, on_try
         self._closed = threading.Event()
         self._system, self._root, self._transient = _file_system(self.url, settings)
@@ -77,10 +83,11 @@ class Fetcher:
                 check()
                 return
             except (FileNotFoundError, PermissionError) as error:
-                raise type(error)(f"{self.shown_url}/{name} cannot be read: {_first_line(error)}") from error
+                # Not "from error": a traceback would show the URL with its password.
+                raise type(error)(f"{self.shown_url}/{name} cannot be read: {_first_line(error)}") from None
             except self._transient as error:
                 if 400 <= getattr(error, "status", 0) < 500 and getattr(error, "status", 0) not in _PASSING_STATUSES:
-                    raise PermissionError(f"{self.shown_url}/{name} cannot be read: {_first_line(error)}") from error
+                    raise PermissionError(f"{self.shown_url}/{name} cannot be read: {_first_line(error)}") from None
                 failure = error
             _logger.warning("fetching %s/%s failed: %s", self.shown_url, name, _first_line(failure))
             pause = min(self._settings.backoff_seconds * 2**attempt, self._settings.max_backoff_seconds)
@@ -89,7 +96,7 @@ class Fetcher:
         raise DamagedDataError(
             f"{self.shown_url}/{name} could not be fetched in {num_attempts} tries; the last failed with: "
             f"{_first_line(failure)}"
-        ) from failure
+        ) from None
 
     def fetch_known(self, name: str, file: BinaryIO, num_bytes: int, sha256: str) -> None:
         """Write a file of known content into `file`, which can be read back. Errors as fetch raises them."""
@@ -117,12 +124,12 @@ class Fetcher:
 
     def _copy(self, name: str, file: BinaryIO, max_bytes: int) -> None:
         settings, started, num_bytes = self._settings, time.monotonic(), 0
-        if self.url.startswith("http"):
+        if self._is_http:
             # One streamed request. Without a size fsspec would ask for it first, and take a busy server's 503 for 404.
             options = {"block_size": 0, "size": 1}
         else:
             options = {"block_size": 8 * _CHUNK_BYTES}
-        with self._system.open(f"{self._root}/{name}", "rb", **options) as remote:
+        with self._system.open(f"{self._root}/{name}{self._query}", "rb", **options) as remote:
             while chunk := remote.read(_CHUNK_BYTES):
                 num_bytes += len(chunk)
                 if num_bytes > max_bytes:
@@ -207,8 +214,11 @@ def is_remote(path: str) -> bool:
 
 
 def redacted(url: str) -> str:
-    """A URL without user, password and query, fit for logs."""
-    parts = urlsplit(url)
+    """A URL without user, password and query, fit for logs. What cannot be parsed is not shown at all."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an unreadable URL"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -216,7 +226,7 @@ def _file_system(url: str, settings: FetchSettings) -> tuple[Any, str, tuple[typ
     """fsspec's file system for a URL, the path in it, and the errors after which trying again makes sense."""
     import fsspec
 
-    scheme = urlsplit(url).scheme
+    scheme = _scheme(url)
     transient: tuple[type[Exception], ...] = (OSError, TimeoutError, EOFError, DamagedDataError)
     try:
         if scheme in ("http", "https"):
@@ -228,9 +238,12 @@ def _file_system(url: str, settings: FetchSettings) -> tuple[Any, str, tuple[typ
             return system, url, (*transient, aiohttp.ClientError)
         if scheme == "s3":
             import botocore.exceptions
+            import botocore.session
 
             config = {"connect_timeout": settings.stall_seconds, "read_timeout": settings.stall_seconds}
-            options = {"endpoint_url": settings.endpoint_url} if settings.endpoint_url else {}
+            options: dict[str, Any] = {"endpoint_url": settings.endpoint_url} if settings.endpoint_url else {}
+            # Without credentials nothing can be signed, and public buckets want no signature.
+            options["anon"] = botocore.session.get_session().get_credentials() is None
             system = fsspec.filesystem("s3", config_kwargs=config, skip_instance_cache=True, **options)
             errors = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
             return system, url.removeprefix("s3://"), (*transient, *errors)
@@ -242,7 +255,26 @@ def _file_system(url: str, settings: FetchSettings) -> tuple[Any, str, tuple[typ
     )
 
 
+def _scheme(url: str) -> str:
+    """ValueError for a URL that no try could reach."""
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(
+            f"data path {redacted(url)!r} names no usable host; expected is http(s)://host/path or s3://..."
+        )
+    return parts.scheme
+
+
 def _first_line(error: BaseException) -> str:
+    """What an error says, without the secrets of the URLs in it."""
+    return _URL.sub(lambda found: redacted(found[0]), _raw_first_line(error))
+
+
+def _raw_first_line(error: BaseException) -> str:
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer within the stall timeout"
     if getattr(error, "status", 0):  # aiohttp's text repeats the URL with its secrets

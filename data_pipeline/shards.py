@@ -8,8 +8,8 @@ from typing import Any
 from data_pipeline.cache import FileCache, cache_folder
 from data_pipeline.dataset import DamagedDataError, Dataset, LocalFiles, ShardFiles
 from data_pipeline.decoded import DecodedImages
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, load_manifest, parse_manifest
-from data_pipeline.remote import Fetcher, FetchSettings, RemoteFiles, is_remote
+from data_pipeline.manifest import MANIFEST_NAME, Manifest, data_folder, load_manifest, parse_manifest
+from data_pipeline.remote import Fetcher, FetchSettings, RemoteFiles, is_remote, redacted
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
@@ -47,8 +47,9 @@ def open_dataset(
     manifest, files = _open_files(str(path), cache_dir, cache_bytes, fetch or FetchSettings(), on_try)
     if expected_digest is not None and manifest.digest != expected_digest:
         files.close()
+        shown = redacted(str(path)) if is_remote(str(path)) else path
         raise ValueError(
-            f"the data set at {path} has digest {manifest.digest}, but {expected_digest} is expected: it was packed "
+            f"the data set at {shown} has digest {manifest.digest}, but {expected_digest} is expected: it was packed "
             "again or replaced; restore it, or start a new run"
         )
     shape = (manifest.num_samples, manifest.image_size, manifest.image_size, manifest.image_channels)
@@ -89,7 +90,7 @@ def _open_files(
 ) -> tuple[Manifest, ShardFiles]:
     if not is_remote(path):
         manifest = load_manifest(path)
-        return manifest, LocalFiles(Path(path), manifest.shards)
+        return manifest, LocalFiles(data_folder(path), manifest.shards)
     fetcher = Fetcher(path, settings, on_try)
     manifest = _fetch_manifest(fetcher, cache_bytes)
     cache = FileCache(Path(cache_dir).expanduser() if cache_dir else cache_folder() / "shards", cache_bytes)

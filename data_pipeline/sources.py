@@ -65,7 +65,7 @@ class Source(Protocol):
         """All entries in their fixed order."""
 
     def read(self, entry: Entry) -> Sample:
-        """One entry's image. ValueError or OSError if it cannot be read."""
+        """One entry's image. ValueError if what is there is not sound; OSError if the system cannot read it now."""
 
     def changed_at(self, entries: Sequence[Entry]) -> float:
         """Newest change of the files these entries are read from, Unix seconds; 0.0 where there are no files."""
@@ -172,6 +172,11 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not hidden
 
 
+def is_of_the_system(error: BaseException) -> bool:
+    """Whether an error is the system's, such as a disk's, and may pass. Decoders raise OSErrors without a number."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
 def key_of(name: str) -> str:
     """The WebDataset key of a file: its path without extension; a further dot would end the key, so it becomes _."""
     folder, slash, base = name.rpartition("/")
@@ -197,9 +202,14 @@ def changed_at(path: Path) -> float:
 
 
 def _files_below(root: Path) -> Iterator[Path]:
-    for folder, folder_names, file_names in os.walk(root):
+    for folder, folder_names, file_names in os.walk(root, onerror=_raise):
         for name in file_names:
             yield Path(folder, name)
         # Links to folders could lead in circles or out of the tree: they are listed, and so refused, not followed.
         for name in [name for name in folder_names if Path(folder, name).is_symlink()]:
             yield Path(folder, name)
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be listed is never taken for an empty one."""
+    raise error

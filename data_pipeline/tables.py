@@ -5,18 +5,35 @@ pyarrow and lmdb are needed for these sources alone; a message says how to insta
 
 import importlib
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.sources import MAX_FILE_BYTES, Entry, FilesSource, Sample, is_image_name, key_of, unique_keys
+from data_pipeline.sources import (
+    MAX_FILE_BYTES,
+    Entry,
+    FilesSource,
+    Sample,
+    is_image_name,
+    is_of_the_system,
+    key_of,
+    unique_keys,
+)
 
-_IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
+_LMDB_NOTES = (b"length", b"__len__", b"keys", b"__keys__", b"num-samples", b"num_samples")
+"""Keys under which the usual writers keep counts and lists of keys; what lies under any other key is an image"""
 
 
 class ParquetSource(FilesSource):
     """The rows of Parquet files that have a column of encoded images: binary, or a struct with a field "bytes"."""
 
     kind = "parquet"
+
+    def __init__(self, paths: Sequence[Path], root: Path) -> None:
+        """root: keys are made of the paths relative to it."""
+        super().__init__(paths)
+        self._names = [path.relative_to(root).as_posix() for path in paths]
 
     def entries(self) -> list[Entry]:
         found = []
@@ -27,8 +44,8 @@ class ParquetSource(FilesSource):
             for group in range(file.num_row_groups):
                 metadata = file.metadata.row_group(group)
                 for row_of_group in range(metadata.num_rows):
-                    key = f"{path.stem.replace('.', '_')}-{row:08d}"
-                    name = f"{path.name}, row {row}"
+                    key = f"{key_of(self._names[number])}-{row:08d}"
+                    name = f"{self._names[number]}, row {row}"
                     found.append(Entry(key, name, metadata.total_byte_size, (number, group, row_of_group)))
                     row += 1
         return unique_keys(found)
@@ -36,6 +53,8 @@ class ParquetSource(FilesSource):
     def read(self, entry: Entry) -> Sample:
         number, group, row = entry.place
         images, labels = self._row_group(number, group)
+        if row >= len(images):
+            raise ValueError(f"its row group holds {len(images)} rows, fewer than it states")
         image = images[row].as_py()
         if isinstance(image, dict):
             image = image.get("bytes")
@@ -43,15 +62,16 @@ class ParquetSource(FilesSource):
             raise ValueError("has no image bytes, only a path or nothing")
         if len(image) > MAX_FILE_BYTES:
             raise ValueError(f"is larger than {MAX_FILE_BYTES} bytes")
-        label = None if labels is None else labels[row].as_py()
-        return Sample(image, None if label is None else json.dumps({"label": label}).encode())
+        return Sample(image, None if labels is None else _label_json(labels[row].as_py()))
 
     def _open(self, number: int) -> Any:
         parquet = _optional_module("pyarrow.parquet", "pyarrow")
         arrow = _optional_module("pyarrow", "pyarrow")
         try:
             return parquet.ParquetFile(self._paths[number])
-        except (arrow.ArrowInvalid, OSError) as error:
+        except (arrow.ArrowException, OSError) as error:
+            if is_of_the_system(error):
+                raise
             raise ValueError(f"{self._paths[number]} is not a usable Parquet file: {error}") from error
 
     def _row_group(self, number: int, group: int) -> tuple[Any, Any]:
@@ -64,6 +84,8 @@ class ParquetSource(FilesSource):
             try:
                 table = file.read_row_group(group, columns=[column, *([label] if label else [])])
             except (arrow.ArrowException, OSError) as error:
+                if is_of_the_system(error):
+                    raise
                 raise ValueError(f"its row group cannot be read: {error}") from error
             images = table.column(column)
             self._handle = ((number, group), images, table.column(label) if label else None)
@@ -81,30 +103,42 @@ class LmdbSource(FilesSource):
     def entries(self) -> list[Entry]:
         found = []
         self.num_ignored = 0
-        with self._open().begin(buffers=True) as transaction:
+        with self._reading(buffers=True) as transaction:
             for key, value in transaction.cursor():
-                if bytes(value[:8]).startswith(_IMAGE_STARTS):
-                    name = _readable(bytes(key))
-                    found.append(Entry(_key_of_name(name), name, len(value), bytes(key)))
-                else:
+                if bytes(key) in _LMDB_NOTES:
                     self.num_ignored += 1
+                    continue
+                name = _readable(bytes(key))
+                found.append(Entry(_key_of_name(name), name, len(value), bytes(key)))
         return unique_keys(found)
 
     def read(self, entry: Entry) -> Sample:
-        with self._open().begin() as transaction:
+        with self._reading() as transaction:
             data = transaction.get(entry.place)
         if data is None or len(data) > MAX_FILE_BYTES:
             raise ValueError(f"is no longer there, or larger than {MAX_FILE_BYTES} bytes")
         return Sample(bytes(data))
 
-    def _open(self) -> Any:
-        if self._handle is None:
-            lmdb, path = _optional_module("lmdb", "lmdb"), str(self._paths[0])
-            try:
-                self._handle = lmdb.open(path, readonly=True, lock=False, readahead=False, subdir=False)
-            except lmdb.Error as error:
-                raise ValueError(f"{path} is not a usable LMDB: {error}") from error
-        return self._handle
+    @contextmanager
+    def _reading(self, buffers: bool = False) -> Iterator[Any]:
+        lmdb, path = _optional_module("lmdb", "lmdb"), self._paths[0]
+        try:
+            if self._handle is None:
+                self._handle = _open_lmdb(lmdb, path)
+            with self._handle.begin(buffers=buffers) as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise ValueError(f"{path} is not a usable LMDB: {error}") from error
+
+
+def _open_lmdb(lmdb: Any, path: Path) -> Any:
+    handle = lmdb.open(str(path), readonly=True, lock=False, readahead=False, subdir=False)
+    # The file is mapped into memory: to read a page behind its end would kill the process.
+    num_bytes = (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
+    if path.stat().st_size < num_bytes:
+        handle.close()
+        raise ValueError(f"{path} has {path.stat().st_size} of its {num_bytes} bytes: it is truncated")
+    return handle
 
 
 def _image_column(file: Any, path: Path) -> str:
@@ -124,6 +158,13 @@ def _image_column(file: Any, path: Path) -> str:
         f"{path} has {len(names)} columns of image bytes ({', '.join(names) or 'none'}) and none called image; "
         f"its columns are {', '.join(file.schema_arrow.names)}"
     )
+
+
+def _label_json(label: Any) -> bytes | None:
+    try:
+        return None if label is None else json.dumps({"label": label}, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"its label {label!r} cannot be stored as JSON: {error}") from error
 
 
 def _readable(key: bytes) -> str:

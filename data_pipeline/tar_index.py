@@ -25,19 +25,23 @@ class TarMember(NamedTuple):
 def tar_members(path: str | Path) -> Iterator[TarMember]:
     """The regular files of an uncompressed tar in their order. ValueError naming tar and member for anything odd."""
     path = Path(path)
-    size_bytes = path.stat().st_size
     with open(path, "rb") as file:
-        try:
-            archive = tarfile.open(fileobj=_HeaderReader(file), mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
-            for member in archive:
-                _check(member, size_bytes)
-                # A long run over millions of members must not keep them all.
-                archive.members.clear()
-                if member.isfile():
-                    yield TarMember(member.name, member.offset_data, member.size)
-        except (tarfile.TarError, ValueError, OverflowError, UnicodeError, EOFError, OSError) as error:
-            raise ValueError(f"{path} is not a tar that can be trusted: {error}") from error
-        _check_end(path, file, archive.offset, size_bytes)
+        yield from members_in(file, path.stat().st_size, str(path))
+
+
+def members_in(file: BinaryIO, size_bytes: int, where: str) -> Iterator[TarMember]:
+    """The same for a tar in an open file of size_bytes bytes; where: its name, for messages."""
+    try:
+        archive = tarfile.open(fileobj=_HeaderReader(file), mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
+        for member in archive:
+            _check(member, size_bytes)
+            # A long run over millions of members must not keep them all.
+            archive.members.clear()
+            if member.isfile():
+                yield TarMember(plain_name(member.name), member.offset_data, member.size)
+    except (tarfile.TarError, ValueError, OverflowError, UnicodeError, EOFError, OSError) as error:
+        raise ValueError(f"{where} is not a tar that can be trusted: {error}") from error
+    _check_end(where, file, archive.offset, size_bytes)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -54,6 +58,11 @@ def check_member_name(name: str) -> None:
         raise ValueError(f"member name {name!r} leaves its folder; only plain relative names are allowed")
     if any(ord(character) < 32 or 0xD800 <= ord(character) <= 0xDFFF for character in name):
         raise ValueError(f"member name {name!r} holds control characters or is not valid UTF-8")
+
+
+def plain_name(name: str) -> str:
+    """A checked name without the parts that mean nothing: "./a//b.png", as `tar c .` writes it, is a/b.png."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 class _HeaderReader:
@@ -79,16 +88,16 @@ def _check(member: tarfile.TarInfo, size_bytes: int) -> None:
         raise ValueError(f"member {member.name!r} ends beyond the file: the tar is truncated or damaged")
 
 
-def _check_end(path: Path, file: BinaryIO, offset: int, size_bytes: int) -> None:
+def _check_end(where: str, file: BinaryIO, offset: int, size_bytes: int) -> None:
     """tarfile stops at a damaged header as if the archive ended there: what ends a tar is zero blocks alone."""
     file.seek(offset)
     remaining = size_bytes - offset
     marker = file.read(2 * _BLOCK_BYTES)
     if len(marker) < 2 * _BLOCK_BYTES or any(marker):
-        raise ValueError(f"{path} is damaged at byte {offset}: no valid member and no end marker; fetch it again")
+        raise ValueError(f"{where} is damaged at byte {offset}: no valid member and no end marker; fetch it again")
     while remaining > 0:
         block = file.read(1 << 20)
         if any(block):
-            raise ValueError(f"{path} holds data behind its end marker; fetch or pack it again")
+            raise ValueError(f"{where} holds data behind its end marker; fetch or pack it again")
         if not block:
             return

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.dataset import DamagedDataError, Dataset, LocalFiles, parse_index
-from data_pipeline.manifest import Manifest, ShardRecord, load_manifest
+from data_pipeline.manifest import Manifest, ShardRecord, data_folder, load_manifest
 from data_pipeline.remote import Fetcher, FetchSettings, is_remote
 from data_pipeline.shards import read_manifest
 from data_pipeline.writer import hash_file, index_of
@@ -29,11 +29,11 @@ def verify(
         manifest, fetcher = read_manifest(path, settings), Fetcher(str(path), settings)
     else:
         manifest, fetcher = load_manifest(path), None
-        LocalFiles(Path(path), manifest.shards)  # names what is missing before hours of hashing
+        LocalFiles(data_folder(path), manifest.shards)  # names what is missing before hours of hashing
     num_done = 0
     seen: set[str] = set()
     for record in manifest.shards:
-        with _folder(Path(path), fetcher, record) as folder:
+        with _folder(data_folder(path), fetcher, record) as folder:
             _verify_shard(folder, manifest, record, seen)
         num_done += record.samples
         if progress:

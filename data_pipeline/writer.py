@@ -1,8 +1,10 @@
 """Writing one shard: a WebDataset tar, its index, and what there is to say about it. Each file appears whole or not."""
 
 import hashlib
+import io
 import json
 import os
+import uuid
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -16,9 +18,11 @@ from data_pipeline.codec import EXTENSIONS, Encoding, decode_into, encode
 from data_pipeline.dataset import ShardIndex
 from data_pipeline.images import Framing, fits_unchanged, frame_array, frame_bytes
 from data_pipeline.manifest import ShardRecord
-from data_pipeline.sources import Entry, Refusal, Source
+from data_pipeline.sources import Entry, Refusal, Sample, Source
 from data_pipeline.tar_index import split_name, tar_members
 
+TEMPORARY_FILES = f"*.{'[0-9a-f]' * 32}.tmp"
+"""Glob of what is being written, or was when its writer died"""
 WORK_FOLDER = ".pack"
 """Notes of an unfinished pack inside its destination; gone when the manifest is there"""
 
@@ -81,7 +85,7 @@ def write_shard(source: Source, entries: Sequence[Entry], recipe: Recipe, dest: 
     from webdataset.writer import TarWriter  # slow to import, and only packing needs it
 
     shape = (recipe.framing.image_size, recipe.framing.image_size, recipe.framing.image_channels)
-    work, temporary = dest / WORK_FOLDER, dest / WORK_FOLDER / (name + ".tmp")
+    work, temporary = dest / WORK_FOLDER, _temporary(dest / WORK_FOLDER / name)
     pixel_sums, refused = np.zeros(shape, dtype=np.uint32), []
     sizes: Counter[str] = Counter()
     num_enlarged = num_kept = 0
@@ -92,9 +96,9 @@ def write_shard(source: Source, entries: Sequence[Entry], recipe: Recipe, dest: 
         ) as writer:
             for entry in entries:
                 try:
-                    sample = source.read(entry)
+                    sample = _read(source, entry)
                     stored = _Stored.of(sample.image, recipe)
-                except (ValueError, OSError) as error:
+                except ValueError as error:
                     refused.append(Refusal(entry.name, str(error)))
                     continue
                 metadata = {} if sample.metadata is None else {"json": sample.metadata}
@@ -106,7 +110,9 @@ def write_shard(source: Source, entries: Sequence[Entry], recipe: Recipe, dest: 
         file.flush()
         os.fsync(file.fileno())
     record = _publish(temporary, dest, name, len(entries) - len(refused))
-    np.save(work / (name + ".npy"), pixel_sums)
+    buffer = io.BytesIO()
+    np.save(buffer, pixel_sums)
+    write_atomic(work / (name + ".npy"), buffer.getvalue())
     work_id = fingerprint(entries, recipe)
     notes = ShardNotes(name, len(entries), work_id, record, refused, dict(sizes), num_enlarged, num_kept)
     write_atomic(work / (name + ".json"), json.dumps(asdict(notes)).encode())
@@ -160,12 +166,25 @@ def hash_file(path: Path) -> str:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """The file appears whole or not at all, also after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _read(source: Source, entry: Entry) -> Sample:
+    """One entry's image; ValueError if it is to be refused, OSError for trouble that may pass, which ends the pack."""
+    try:
+        return source.read(entry)
+    except OSError as error:
+        raise OSError(f"{entry.name} cannot be read: {error}; the same command again goes on") from error
+
+
+def _temporary(path: Path) -> Path:
+    """A name that no other process writes to, not even an orphan of a killed pack, which the next pack removes."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Real servers for tests: nginx over a folder of packed images, and one that misbehaves on demand."""
 
+import http.server
 import os
 import shutil
 import socket
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,26 @@ def misbehaving(folder: Path) -> Iterator[MisbehavingServer]:
         server.released.set()
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def asking_for_tokens(folder: Path) -> Iterator[str]:
+    """A server over a folder that forbids everything below /set/ asked for without ?token=1; its URL."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/set/") and not self.path.endswith("?token=1"):
+                self.send_error(403)
+            else:
+                super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 class _Misbehaving(socketserver.BaseRequestHandler):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.open_source import open_source
-from data_pipeline.pack import PackOptions, pack, run_in_processes
+from data_pipeline.pack import PackOptions, pack
+from data_pipeline.process_runner import run_in_processes
 from data_pipeline.shards import open_dataset
 from tests.data_support import encoded, photo
 

@@ -55,9 +55,21 @@ def test_a_failed_fetch_leaves_nothing_and_dead_writers_are_swept(tmp_path: Path
     with pytest.raises(DamagedDataError, match="broken"):
         cache.get("a" * 64, 1000, fails)
     assert cache.total_bytes() == 0
-    (tmp_path / ".tmp-of-a-dead-process").write_bytes(b"x" * 2000)
+    (tmp_path / f".tmp-{'d' * 32}").write_bytes(b"x" * 2000)
     put(cache, 1)
     assert cache.total_bytes() == 1000
+
+
+def test_the_users_own_files_in_the_folder_are_neither_counted_nor_evicted(tmp_path: Path) -> None:
+    names = ["thesis.tex", "f" * 63, "F" * 64, ".tmp-mine", ".tmp-" + "a" * 31, "a" * 65]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x" * 5000)
+        os.utime(tmp_path / name, (1, 1))
+    cache = FileCache(tmp_path, 2500)
+    for number in range(4):
+        put(cache, number)
+    assert cache.total_bytes() == 2000
+    assert all((tmp_path / name).stat().st_size == 5000 for name in names)
 
 
 def _fill(root: str, seed: int, outcome: "multiprocessing.Queue[str]") -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import signal
@@ -213,3 +214,32 @@ def test_images_are_decoded_once(tmp_path: Path) -> None:
         for shard in tmp_path.glob("*.tar"):
             shard.unlink()
         np.testing.assert_array_equal([dataset.read(index) for index in range(12)], images)
+
+
+_FIELDS = ("image_size", "num_samples", "preprocessing", "source", "shards")
+
+
+def _with(text: str, name: str, value: object) -> str:
+    return json.dumps(json.loads(text) | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace('"num_samples": 12', '"num_samples": 13'), "num_samples"),
+        (lambda text: text.replace("images-000000.tar", "../images-0.tar"), "plain file name"),
+        (lambda text: text.replace('"image_size": 8', '"image_size": 9'), "changed after packing"),
+        (lambda text: text[: len(text) // 2], "not a usable manifest"),
+        (lambda text: text.replace('"format_version": 1', '"format_version": 2'), "version 2"),
+        (lambda text: "[]", "not a usable manifest"),
+        (lambda text: "[" * 200_000, "not a usable manifest"),
+        *((lambda text, name=name: _with(text, name, None), "not a usable manifest") for name in _FIELDS),
+        *((lambda text, name=name: _with(text, name, 5.5), "not a usable manifest") for name in _FIELDS),
+    ],
+)
+def test_an_edited_manifest_is_refused(tmp_path: Path, change, words: str) -> None:
+    pack_arrays(tmp_path, 12)
+    path = tmp_path / "manifest.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ValueError, match=words):
+        load_manifest(tmp_path)

@@ -1,9 +1,14 @@
 """Sources that cannot be trusted are refused, whole or by name, and never extracted or unpickled."""
 
+import contextlib
+import gzip
+import importlib
 import io
 import os
 import pickle
 import stat
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -11,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline import binaries
 from data_pipeline.open_source import open_source
 from data_pipeline.pack import pack
 from data_pipeline.shards import open_dataset
@@ -57,12 +63,15 @@ def test_pickles_are_never_read(tmp_path: Path) -> None:
         ({"name": "disk.png", "type": tarfile.BLKTYPE, "devmajor": 8}, "link, device"),
         ({"name": "photo000.png", "data": b"again"}, "same key"),
         ({"name": "photo000.jpg", "data": b"again"}, "same key"),
+        ({"name": "./photo000.png", "data": b"again"}, "same key"),
+        ({"name": "notes.json", "data": b"{}"}, r"'notes\.json' 2 times"),
     ],
 )
 def test_hostile_tars_are_refused_and_nothing_is_extracted(tmp_path: Path, member: dict, words: str) -> None:
     with tarfile.open(tmp_path / "in.tar", "w") as archive:
         for name, data in photos(2).items():
             add(archive, name, data)
+        add(archive, "notes.json", b"{}")
         add(archive, **member)
     before = sorted(path for path in tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=words):
@@ -98,6 +107,36 @@ def test_a_damaged_zip_member_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "in.zip").write_bytes(content)
     with pytest.raises(ValueError, match=r"photo000\.png.*CRC"):
         packed(tmp_path / "in.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_any_damaged_byte_of_a_zip_is_a_plain_error(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "in.zip", "w", method) as archive:
+        archive.writestr("a.bmp", encoded(np.zeros((40, 40, 3), dtype=np.uint8), "BMP"))
+    whole = (tmp_path / "in.zip").read_bytes()
+    for place in range(len(whole)) if len(whole) < 1000 else (*range(60), *range(len(whole) - 120, len(whole))):
+        for flip in (1, 255):
+            content = bytearray(whole)
+            content[place] ^= flip
+            (tmp_path / "in.zip").write_bytes(content)
+            with contextlib.suppress(ValueError, OSError):
+                source = open_source(tmp_path / "in.zip")
+                for entry in source.entries():
+                    source.read(entry)
+
+
+def test_an_unreadable_folder_is_not_taken_for_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "in", 4)
+    scandir = os.scandir
+
+    def refuses_b(path: str) -> object:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses_b)
+    with pytest.raises(PermissionError, match="in/b"):
+        open_source(tmp_path / "in")
 
 
 def damaged_tars(whole: bytes) -> dict[str, bytes]:
@@ -139,6 +178,62 @@ def test_a_header_that_claims_to_be_huge_is_not_read(tmp_path: Path) -> None:
         file.truncate(4 << 30)
     with pytest.raises(ValueError, match="header of"):
         list(tar_members(tmp_path / "in.tar"))
+
+
+def cifar_archive(path: Path, names: list[str], **fields: object) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name in names:
+            add(archive, name, bytes(3073))
+        if fields:
+            add(archive, **fields)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("folder", "fields", "words"),
+    [
+        ("../", {}, "leaves its folder"),
+        ("in/", {"name": "link", "type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "link, device"),
+        ("in/", {"name": "in/data_batch_1.bin", "data": bytes(3073)}, "each once"),
+        ("in/", {"name": "other/data_batch_1.bin", "data": bytes(3073)}, "each once"),
+    ],
+)
+def test_hostile_cifar_archives_are_refused(tmp_path: Path, folder: str, fields: dict, words: str) -> None:
+    path = cifar_archive(tmp_path / "in.tar.gz", [f"{folder}data_batch_{i}.bin" for i in range(1, 6)], **fields)
+    with pytest.raises(ValueError, match=words):
+        open_source(path)
+
+
+def test_a_small_archive_is_not_unpacked_to_a_giant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binaries, "_MAX_ARCHIVE_BYTES", 2 << 20)
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 400 << 20
+    for size in (0, 4 << 20):
+        (tmp_path / "in.tar.gz").write_bytes(gzip.compress(header.tobuf(tarfile.USTAR_FORMAT) + bytes(size)))
+        with pytest.raises(ValueError, match=f"header of|more than {2 << 20} bytes"):
+            open_source(tmp_path / "in.tar.gz")
+
+
+def test_a_truncated_lmdb_is_refused_and_kills_nobody(tmp_path: Path) -> None:
+    lmdb = importlib.import_module("lmdb")
+    with lmdb.open(str(tmp_path / "in"), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        for i in range(50):
+            transaction.put(f"{i:040x}".encode(), encoded(photo(48, i)))
+    # In a process of its own: reading behind the end of the file is a SIGBUS.
+    program = """if True:
+        import os, sys
+        from pathlib import Path
+        from data_pipeline.tables import LmdbSource
+        for part in (0.99, 0.5, 0.02, 0):
+            os.truncate(sys.argv[1], int(os.path.getsize(sys.argv[1]) * part))
+            try:
+                LmdbSource(Path(sys.argv[1])).entries()
+            except ValueError as error:
+                print(error)
+    """
+    command = [sys.executable, "-c", program, str(tmp_path / "in" / "data.mdb")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 4), done.stderr
 
 
 def test_links_and_special_files_in_folders(tmp_path: Path) -> None:

@@ -79,14 +79,17 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(dtype: str, image_format: str) -
     np.testing.assert_array_equal(framed(data), np.repeat(pixels[..., None], 3, axis=2))
 
 
-def png16(values: np.ndarray) -> bytes:
-    """A PNG with 16 bits a channel; values: (H, W, C) uint16, C 3 or 4."""
-    color_type = {3: 2, 4: 6}[values.shape[2]]
+def png16(values: np.ndarray, transparent: tuple[int, ...] = ()) -> bytes:
+    """A PNG with 16 bits a channel; values: (H, W, C) uint16, C 1, 3 or 4."""
+    color_type = {1: 0, 3: 2, 4: 6}[values.shape[2]]
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, color_type, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    marked = struct.pack(f">{len(transparent)}H", *transparent)
+    chunks = [(b"IHDR", header), (b"tRNS", marked), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     body = b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+        if data or name == b"IEND"
     )
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -256,3 +259,39 @@ def test_webp_bmp_and_ppm_are_read() -> None:
     for image_format, settings in (("WEBP", {"lossless": True}), ("BMP", {}), ("PPM", {}), ("TIFF", {})):
         np.testing.assert_array_equal(framed(encoded(image, image_format, **settings)), image)
     assert Image.open(io.BytesIO(encoded(image, "WEBP"))).format == "WEBP"
+
+
+def tiff_grey(values: np.ndarray, num_bits: int, photometric: int) -> bytes:
+    """An uncompressed TIFF of (16, 16) values of 12 or 16 bits; photometric: 0 if zero is white, 1 if it is black."""
+    bits = "".join(f"{value:0{num_bits}b}" for value in values.ravel())
+    raw = int(bits, 2).to_bytes(len(bits) // 8)
+    if num_bits == 16:
+        raw = values.astype("<u2").tobytes()
+    tags = {256: 16, 257: 16, 258: num_bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 16, 279: len(raw)}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(raw)) + raw + struct.pack("<H", len(tags)) + directory + bytes(4)
+
+
+@pytest.mark.parametrize(("num_bits", "photometric"), [(12, 1), (16, 1), (16, 0)])
+def test_grey_tiffs_of_more_than_eight_bits_are_scaled_by_their_own_range(num_bits: int, photometric: int) -> None:
+    largest = 2**num_bits - 1
+    values = np.linspace(0, largest, 256).round().astype(int).reshape(16, 16)
+    expected = np.rint(values * 255 / largest).astype(int)
+    pixels = framed(tiff_grey(values, num_bits, photometric), Framing(16, 1))[..., 0]
+    np.testing.assert_array_equal(pixels, expected if photometric else 255 - expected)
+
+
+def test_a_transparent_value_of_sixteen_bits_is_composited_or_refused() -> None:
+    grey = np.full((16, 16, 1), 300, dtype=np.uint16)
+    grey[:8] = 301
+    pixels = framed(png16(grey, transparent=(300,)), Framing(16, 1))[..., 0]
+    np.testing.assert_array_equal(pixels, np.repeat([[1], [255]], 8, axis=0).repeat(16, axis=1))
+    with pytest.raises(ValueError, match="16-bit colour PNG with a transparent colour"):
+        framed(png16(np.zeros((16, 16, 3), dtype=np.uint16), transparent=(0, 0, 0)))
+
+
+def test_avif_is_decoded_and_heic_is_named() -> None:
+    image = photo(16)
+    assert np.abs(framed(encoded(image, "AVIF", quality=100, subsampling="4:4:4")).astype(int) - image).mean() < 2
+    with pytest.raises(ValueError, match=r"known format .*AVIF"):
+        framed(b"\0\0\0\x18ftypheic" + bytes(100))

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from data_pipeline.order import SampleOrder
 from data_pipeline.remote import FetchSettings, redacted
 from data_pipeline.shards import open_dataset, read_manifest
 from data_pipeline.verify import verify
-from tests.data_servers import fetched, misbehaving, nginx
+from tests.data_servers import asking_for_tokens, fetched, misbehaving, nginx
 from tests.data_support import pack_arrays
 
 QUICK = FetchSettings(num_attempts=3, backoff_seconds=0.02, stall_seconds=0.4, min_bytes_per_second=2000)
@@ -161,6 +162,40 @@ def test_other_schemes_are_refused_and_secrets_not_shown(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="http, https, s3"):
         remote("pipe://cat", tmp_path)
     assert redacted("https://me:pass@host:8/a/b?sig=1#x") == "https://host:8/a/b"
+
+
+@pytest.mark.parametrize("path", ["none", "none?token=hunter2"])
+def test_no_secret_of_an_address_is_ever_shown(
+    tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with asking_for_tokens(tmp_path) as url:
+        address = f"{url.replace('//', '//user:hunter2@')}/{path}"
+        assert main(["verify", address]) == 2
+        with pytest.raises(FileNotFoundError) as caught:
+            read_manifest(address, QUICK)
+    shown = capsys.readouterr()
+    assert f"{url}/none/manifest.json cannot be read" in shown.err
+    trace = "".join(traceback.format_exception(caught.value))
+    assert "hunter2" not in shown.out + shown.err + caplog.text + trace
+
+
+def test_a_query_goes_with_every_file(tmp_path: Path) -> None:
+    _, images = pack_arrays(tmp_path / "set", 20)
+    with asking_for_tokens(tmp_path) as url:
+        for address in (f"{url}/set?token=1", f"{url}/set/?token=1", f"{url}/set/manifest.json?token=1"):
+            with remote(address, tmp_path / "cache") as dataset:
+                assert_reads_all(dataset, images)
+        with pytest.raises(PermissionError, match="set/manifest"):
+            remote(f"{url}/set", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("url", ["http://", "https:///set", "s3://", "http://me:hunter2@host:99999/x", "http://[x/y"])
+def test_an_address_that_no_try_could_reach_is_refused_at_once(url: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="no usable host") as caught:
+        read_manifest(url)
+    assert "hunter2" not in str(caught.value)
+    assert time.monotonic() - started < 1
 
 
 def held(folder: Path) -> set[str]:

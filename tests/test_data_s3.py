@@ -55,6 +55,21 @@ def test_s3_gives_the_images(s3: tuple[str, np.ndarray], tmp_path: Path) -> None
         open_dataset("s3://bucket/sets/none", **options)
 
 
+def test_a_public_bucket_needs_no_credentials(
+    s3: tuple[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3fs = importlib.import_module("s3fs")
+    system = s3fs.S3FileSystem(endpoint_url=s3[0], skip_instance_cache=True)
+    for path in system.ls("bucket/sets/one"):
+        system.chmod(path, "public-read")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3[0])
+    assert read_manifest("s3://bucket/sets/one").num_samples == len(s3[1])
+
+
 def test_the_endpoint_may_come_from_the_environment(
     s3: tuple[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

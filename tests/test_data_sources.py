@@ -1,5 +1,6 @@
 """Every kind of source gives the images it holds."""
 
+import datetime
 import gzip
 import importlib
 import json
@@ -61,6 +62,50 @@ def test_webdataset_shards_are_resharded_with_their_metadata(tmp_path: Path) -> 
         assert json.loads(archive.extractfile("00005.json").read()) == {"n": 5}  # type: ignore[union-attr]
 
 
+def stored_json(folder: Path) -> dict[str, object]:
+    with tarfile.open(folder / "images-000000.tar") as archive:
+        names = [name for name in archive.getnames() if name.endswith(".json")]
+        return {name: json.loads(archive.extractfile(name).read()) for name in names}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("p.1.png", "p.1.json", "p.2.png", "p.2.json"), {"p_1.json": "p.1.json", "p_2.json": "p.2.json"}),
+        (("p.png", "p.seg.png", "p.json"), {"p.json": "p.json"}),
+        (("p.seg.png", "p.json"), {"p_seg.json": "p.json"}),
+        (("p.png", "p.meta.json"), {"p.json": "p.meta.json"}),
+        (("p.1.png", "p.2.png", "p.json"), {}),
+        (("p.png", "p.a.json", "p.b.json"), {}),
+    ],
+)
+def test_metadata_goes_with_the_one_image_it_belongs_to(
+    tmp_path: Path, names: tuple[str, ...], expected: dict[str, str]
+) -> None:
+    files = {name: json.dumps(name).encode() if name.endswith("json") else encoded(photo(16)) for name in names}
+    packed(write_tar(tmp_path / "in.tar", files), tmp_path / "out")
+    assert stored_json(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("text", [b"not json", b"[" * 100_000])
+def test_metadata_that_is_no_json_is_refused_by_name(tmp_path: Path, text: bytes) -> None:
+    write_tar(tmp_path / "in.tar", {"a.png": encoded(photo(16)), "a.json": text})
+    with pytest.raises(ValueError, match=r"a\.png: its metadata a\.json is no JSON"):
+        packed(tmp_path / "in.tar", tmp_path / "out")
+
+
+def test_archives_of_a_folder_by_its_dot_give_the_names_without_it(tmp_path: Path) -> None:
+    files = photos(3, "./faces//{:03d}.png")
+    write_tar(tmp_path / "in.tar", files)
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    for source in ("in.tar", "in.zip"):
+        dataset = packed(tmp_path / source, tmp_path / f"out-{source}")
+        assert_photos(dataset, 3)
+        assert [dataset.key(i) for i in range(3)] == ["faces/000", "faces/001", "faces/002"]
+
+
 def test_our_own_sets_can_be_packed_again_in_other_shards(tmp_path: Path) -> None:
     _, images = pack_arrays(tmp_path / "first", 20)
     dataset = packed(tmp_path / "first", tmp_path / "second", image_size=8, samples_per_shard=3)
@@ -89,6 +134,26 @@ def test_parquet_of_the_hugging_face_layout(tmp_path: Path) -> None:
         packed(tmp_path / "bad.parquet", tmp_path / "none")
 
 
+@pytest.mark.parametrize("label", [b"x", datetime.date(2020, 1, 1), float("nan")])
+def test_a_label_that_is_no_json_is_refused_by_name(tmp_path: Path, label: object) -> None:
+    pyarrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    table = pyarrow.table({"image": [{"bytes": encoded(photo(16)), "path": "a"}], "label": [label]})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(ValueError, match=r"in\.parquet, row 0: its label .* cannot be stored as JSON"):
+        packed(tmp_path / "in.parquet", tmp_path / "out")
+
+
+def test_parquet_files_of_one_name_in_two_folders_have_keys_of_their_own(tmp_path: Path) -> None:
+    pyarrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    for seed, split in enumerate(("test", "train")):
+        (tmp_path / "in" / "default.v1" / split).mkdir(parents=True)
+        table = pyarrow.table({"image": [{"bytes": encoded(photo(16, seed)), "path": "a"}]})
+        parquet.write_table(table, tmp_path / "in" / "default.v1" / split / "0000.parquet")
+    dataset = packed(tmp_path / "in", tmp_path / "out")
+    assert_photos(dataset, 2)
+    assert [dataset.key(i) for i in range(2)] == [f"default.v1/{split}/0000-00000000" for split in ("test", "train")]
+
+
 def test_lmdb_of_the_lsun_layout(tmp_path: Path) -> None:
     lmdb = importlib.import_module("lmdb")
     with lmdb.open(str(tmp_path / "in"), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
@@ -98,6 +163,15 @@ def test_lmdb_of_the_lsun_layout(tmp_path: Path) -> None:
     dataset = packed(tmp_path / "in", tmp_path / "out")
     assert_photos(dataset, 6)
     assert dataset.key(5) == f"{5:040x}"
+
+
+def test_a_damaged_value_of_an_lmdb_is_refused_by_name_not_passed_over(tmp_path: Path) -> None:
+    lmdb = importlib.import_module("lmdb")
+    with lmdb.open(str(tmp_path / "in"), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"good", encoded(photo(16)))
+        transaction.put(b"holed", bytes(4000))
+    with pytest.raises(ValueError, match="1 images were refused, the first is holed"):
+        packed(tmp_path / "in", tmp_path / "out")
 
 
 def write_idx(path: Path, array: np.ndarray, compress: bool = False) -> Path:
@@ -119,6 +193,15 @@ def test_mnist_idx_files(tmp_path: Path, compress: bool) -> None:
         np.testing.assert_array_equal(np.stack([dataset.read(i) for i in range(11)])[..., 0], images)
         with tarfile.open(tmp_path / f"out-{source.name}" / "images-000000.tar") as archive:
             assert json.loads(archive.extractfile("00000003.json").read()) == {"label": 3}  # type: ignore[union-attr]
+
+
+def test_torchvisions_root_may_hold_one_of_the_sets_like_mnist(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28)).astype(np.uint8)
+    write_idx(tmp_path / "FashionMNIST" / "raw" / "train-images-idx3-ubyte", images)
+    assert len(packed(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", image_size=None)) == 3
+    write_idx(tmp_path / "KMNIST" / "raw" / "train-images-idx3-ubyte", images)
+    with pytest.raises(ValueError, match=r"several sets: .*FashionMNIST.*KMNIST"):
+        open_source(tmp_path)
 
 
 def test_damaged_and_lying_idx_files_are_refused(tmp_path: Path) -> None:
@@ -162,6 +245,12 @@ def test_names_of_any_language_and_length_survive(tmp_path: Path) -> None:
         (tmp_path / "in" / f"{name}.png").write_bytes(encoded(photo(16, i)))
     dataset = packed(tmp_path / "in", tmp_path / "out")
     assert {dataset.key(i) for i in range(3)} == set(names)
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "JPE", "pnm", "pbm", "j2k", "jpx", "avif", "heic"])
+def test_no_image_is_passed_over_for_a_rare_ending_of_its_name(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"photo.{suffix}").write_bytes(encoded(photo(16)))
+    assert [entry.key for entry in open_source(tmp_path).entries()] == ["photo"]
 
 
 def test_same_stem_in_one_folder_is_refused_by_both_names(tmp_path: Path) -> None:
