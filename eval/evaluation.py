@@ -65,6 +65,7 @@ def evaluate(
         torch.set_num_threads(settings.num_threads)
     extractor = None
     if protocol.needs_samples:
+        job.reference.check_imported(protocol)
         # Built here although the workers build their own: weights that are missing are noticed before any work.
         extractor = build_extractor(protocol, settings.weights_folder, settings.torch_device())
     missing = missing_blocks(folder, protocol, settings)

@@ -57,9 +57,8 @@ class ReferenceCache:
     ) -> FeatureStatistics:
         """Statistics of every image of the data set; `beat` is called while it takes long (it renews a lease)."""
         path = self._path(protocol, "statistics")
+        self.check_imported(protocol)
         if protocol.reference == "npz":
-            if not path.exists():
-                raise BlockedError(f"reference: {path} is missing; run `python -m eval import-reference` on its file")
             return FeatureStatistics.load(path)
         _drop_damaged(path, FeatureStatistics.load)
         if not path.exists():
@@ -72,12 +71,16 @@ class ReferenceCache:
         # Always what was stored: the first evaluation and the next see the same bits.
         return FeatureStatistics.load(path)
 
+    def check_imported(self, protocol: Protocol) -> None:
+        """Raises BlockedError if the protocol compares with imported statistics that are not here."""
+        path = self._path(protocol, "statistics")
+        if protocol.reference == "npz" and not path.exists():
+            raise BlockedError(f"reference: {path} is missing; run `python -m eval import-reference` on its file")
+
     def features(
         self, protocol: Protocol, open_images: OpenImages, extractor: FeatureExtractor, beat: Callable[[], None]
     ) -> np.ndarray:
         """Features (num_images, D) float32 of at most MAX_REFERENCE_FEATURES images, evenly spaced."""
-        if protocol.reference == "npz":
-            raise ValueError(f"{protocol.name} needs the features of single images; published statistics hold none")
         path = self._path(protocol, "features")
         _drop_damaged(path, _load_features)
         if not path.exists():

@@ -3,6 +3,8 @@
 All in float64, all seeded: the same features give the same number.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 
@@ -48,7 +50,10 @@ def inception_score(probabilities: np.ndarray, num_splits: int = 10) -> tuple[fl
     if len(probabilities) < num_splits:
         raise ValueError(f"an Inception Score over {num_splits} splits needs as many images, got {len(probabilities)}")
     scores = []
-    for part in np.array_split(np.asarray(probabilities, np.float64), num_splits):
+    # The published code's splits: np.array_split puts the longer parts first where num_splits does not divide N.
+    ends = [split * len(probabilities) // num_splits for split in range(num_splits + 1)]
+    for start, end in pairwise(ends):
+        part = np.asarray(probabilities[start:end], np.float64)
         marginal = part.mean(0)
         # 0 log 0 = 0: where a class never occurs, it adds nothing.
         log_ratio = np.log(np.maximum(part, 1e-300)) - np.log(np.maximum(marginal, 1e-300))

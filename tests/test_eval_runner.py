@@ -168,6 +168,13 @@ def test_weights_that_are_not_there_block_and_the_evaluation_is_made_once_they_a
     assert read_metrics(run)[f"eval/{job.protocol.name}"][0][1] == done["value"]
 
 
+def test_imported_statistics_that_are_not_there_block_before_an_image_is_drawn(run):
+    job = job_of(run, parse_protocol("fd_efficientnet_lite0_16_ddim2_npz0123456789abcdef"))
+    result = runner(run_blocks=lambda *_: pytest.fail("sampled")).run(job)
+    assert result["status"] == "blocked"
+    assert "import-reference" in result["reason"]
+
+
 def test_a_damaged_checkpoint_fails_by_name_and_is_left_after_some_attempts(run):
     job = job_of(run)
     weights = job.checkpoint / "ema.safetensors"
@@ -306,14 +313,15 @@ def test_reference_statistics_are_cached_by_data_extractor_and_resize_mode(run, 
     assert np.array_equal(first.covariance, again.covariance)
     for other in (
         replace(protocol, extractor_sha256="0" * 64),
-        replace(protocol, resize="clean"),
+        replace(protocol, extractor="inception", resize="clean"),
+        replace(protocol, extractor="inception", resize="legacy_tensorflow"),
         replace(protocol, precision="bfloat16"),
         protocol.bind("d" * 64),
     ):
         get(other)
-    assert len(opened) == 5
+    assert len(opened) == 6
     get(replace(protocol, num_samples=999, sampler="ddpm", num_sampling_steps=None, seed=5))
-    assert len(opened) == 5
+    assert len(opened) == 6
 
 
 def test_a_damaged_cache_file_is_made_again(run, tmp_path):

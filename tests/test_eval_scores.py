@@ -48,6 +48,16 @@ def test_inception_score_follows_its_definition():
         inception_score(probabilities[:5])
 
 
+@pytest.mark.parametrize("num_images", [57, 512, 1000])
+def test_inception_score_splits_images_as_the_published_code_does(num_images):
+    probabilities = np.random.default_rng(0).dirichlet(np.full(20, 0.3), num_images)
+    scores = []
+    for split in range(10):
+        part = probabilities[split * num_images // 10 : (split + 1) * num_images // 10]
+        scores.append(np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()))
+    assert inception_score(probabilities) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-12)
+
+
 def test_precision_and_recall_follow_their_definition():
     reference, sampled = normal(120, 4, 0), normal(80, 4, 1, 0.8)
 
