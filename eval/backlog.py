@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 from cluster.lease import is_held
 from cluster.storage import complete_directories, read_json
+from eval.attempts import MAX_ATTEMPTS
 from eval.protocol import Protocol
 from eval.results import DONE, FAILED, SKIPPED, checkpoint_step, read_result, result_path
 
 Order = Literal["newest", "oldest"]
-MAX_ATTEMPTS = 3
-"""A checkpoint that fails, or kills its evaluator, this often is recorded as failed and left."""
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,21 @@ from pathlib import Path
 from cluster.storage import read_json
 from data_pipeline.demo import resolve_path
 from data_pipeline.shards import Dataset, open_dataset, reading_options
+from eval.errors import BlockedError
 
 
 def open_images(run_directory: Path) -> Dataset:
-    """The run's data set. Raises ValueError if it is no longer the one the run was trained on."""
+    """The run's data set.
+
+    Raises BlockedError if it is not there, ValueError if it is no longer the one the run was trained on.
+    """
     run = read_json(run_directory / "run.json")
     settings = run["config"]["data"]
     path = settings["path"]
-    dataset = open_dataset(resolve_path(path), **reading_options(settings))
+    try:
+        dataset = open_dataset(resolve_path(path), **reading_options(settings))
+    except OSError as error:
+        raise BlockedError(f"data: {error}") from error
     if dataset.manifest.digest != run["manifest_digest"]:
         raise ValueError(
             f"data set {path} has digest {dataset.manifest.digest[:12]}, the run was trained on one of digest "

@@ -93,7 +93,7 @@ def test_features_fid_and_kid_equal_clean_fids(folder, images, picture_folder, m
         assert statistics_distance(*halves) == pytest.approx(fid_from_feats(expected[:18], expected[18:]), rel=1e-4)
     np.random.seed(3)
     reference = clean_fid_kernel_distance(expected[:20], expected[20:], num_subsets=20, max_subset_size=12)
-    value, _ = kernel_distance(few[:20], few[20:], seed=3, num_subsets=20, max_subset_size=12)
+    value, _, _ = kernel_distance(few[:20], few[20:], seed=3, num_subsets=20, max_subset_size=12)
     assert value == pytest.approx(reference, rel=1e-4)
 
 

@@ -127,7 +127,7 @@ def test_an_evaluator_killed_in_the_middle_is_resumed_by_any_number_of_actors_bi
 
     resumed = Runner(settings, RayPool(PoolSettings(after)), upload=lambda run_directory: None).run(job)
     assert resumed["num_blocks_resumed"] >= 1
-    assert resumed["attempts"] == 2
+    assert resumed["attempts"] == 1  # the one that was killed had got on
     assert (resumed["value"], resumed["interval"]) == (whole["value"], whole["interval"])
 
 
