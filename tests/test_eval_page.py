@@ -24,7 +24,7 @@ from eval.schedule import cron_trigger, ticking
 from eval.service import Service
 from eval.service_web import build_app
 from eval.settings import EvaluationSettings
-from tests.eval_support import make_run
+from tests.eval_support import made_up_result, make_run
 
 SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=16, num_bootstrap=2)
 PROTOCOL = parse_protocol("fd_efficientnet_lite0_8_ddim2")
@@ -89,7 +89,7 @@ def test_a_request_for_a_failed_evaluation_makes_it_again(tmp_path):
     storage = tmp_path / "runs"
     make_run(storage, steps=(100,))
     [job] = service(storage).jobs()
-    write_result(job.result_path, {"status": "failed", "attempts": 3, "time": time.time()})
+    write_result(job.result_path, made_up_result(job, "failed", attempts=3, time=time.time()))
     assert service(storage).due() == []
     assert request_evaluation(storage, "run-a", PROTOCOL.name)["status"] == "queued"
     assert service(storage).run_once() == 1
@@ -102,7 +102,8 @@ def test_the_json_names_every_wanted_evaluation_and_its_state(tmp_path):
     polling = service(storage)
     jobs = {job.step: job for job in polling.jobs()}
     polling.runner.run(jobs[3000])
-    write_result(jobs[1000].result_path, {"status": "blocked", "reason": "weights: none", "time": time.time()})
+    blocked = made_up_result(jobs[1000], "blocked", reason="weights: none", time=time.time())
+    write_result(jobs[1000].result_path, blocked)
     with page(storage) as url, try_lease(jobs[2000].lease_path):
         _, body = get(f"{url}/api/status")
     [run] = json.loads(body)["runs"]
