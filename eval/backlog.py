@@ -4,7 +4,7 @@ can go out of step: a restart, a second evaluator or a lost message changes noth
 
 import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -144,7 +144,7 @@ def is_due(result: dict[str, Any] | None, retry_seconds: float, now_seconds: flo
     return now_seconds - float(result.get("time", 0.0)) >= retry_seconds
 
 
-def is_final(result: dict[str, Any]) -> bool:
+def is_final(result: Mapping[str, Any]) -> bool:
     """Done, skipped, or failed too often."""
     status = result.get("status")
     if status == FAILED:

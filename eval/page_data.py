@@ -14,6 +14,9 @@ from eval.report import protocol_charts, summarise
 from eval.report_data import collect_run, distinct_protocols
 from eval.scheduled_reports import report_files
 
+_MAX_SETTLED = 20
+"""Failures and skips shown, the newest; a report shows all."""
+
 
 def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection) -> dict[str, Any]:
     """Everything the page shows, newest run first."""
@@ -40,6 +43,8 @@ def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection
                 ),
                 "steps": [step for step, _ in reversed(checkpoints_of(directory))],
                 "offered": offered,
+                # What is not final is in the queue.
+                "settled": [row for row in reversed(run["not_evaluated"]) if row["final"]][:_MAX_SETTLED],
                 "grids": [
                     {**grid, "place": str(Path(grid["path"]).relative_to(storage))} for grid in run["grids"][-4:]
                 ],

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.tracking import read_metrics
-from eval.backlog import checkpoints_of
+from eval.backlog import checkpoints_of, is_final
 from eval.neighbour_files import read_neighbours
 from eval.protocol import from_description
 from eval.results import DONE, all_results, grid_path, result_path
@@ -131,6 +131,7 @@ def _problem(result: Mapping[str, Any]) -> dict[str, Any]:
         "protocol": result["protocol"]["name"],
         "status": result["status"],
         "reason": result.get("reason", ""),
+        "final": is_final(result),
     }
 
 

@@ -133,12 +133,17 @@ class _Crew:
         _log.warning("no sampling actor could be placed: the cluster has no %s free; waiting", needed)
 
 
+def joins_cluster() -> bool:
+    """Whether there is a cluster to join: that of this job, or of RAY_ADDRESS."""
+    return ray.is_initialized() or in_ray_job() or "RAY_ADDRESS" in os.environ
+
+
 def connect() -> None:
     """Join the Ray cluster of this job or of RAY_ADDRESS, else start one on loopback for this process."""
     if ray.is_initialized():
         return
     handler = signal.getsignal(signal.SIGTERM)
-    if in_ray_job() or "RAY_ADDRESS" in os.environ:
+    if joins_cluster():
         ray.init(log_to_driver=False)
     else:
         ray.init(address="local", include_dashboard=False, log_to_driver=False)

@@ -114,3 +114,16 @@ def test_a_damaged_block_counts_as_missing_and_is_made_again(run, tmp_path, dama
     worker.run(1)
     assert missing_blocks(tmp_path, job.protocol, SETTINGS) == []
     assert np.array_equal(np.load(path), rows)
+
+
+def test_cached_features_of_another_dimension_are_made_again(run, tmp_path):
+    cache, extractor = ReferenceCache(tmp_path / "cache"), build_extractor(PROTOCOL)
+    protocol = job_of(run, parse_protocol("kd_efficientnet_lite0_20")).protocol
+
+    def get():
+        return cache.features(protocol, lambda: open_dataset(run.parent.parent / "data"), extractor, lambda: None)
+
+    expected = get()
+    [path] = (tmp_path / "cache").iterdir()
+    np.savez(path, features=np.zeros((60, 1000), np.float32))
+    assert np.array_equal(get(), expected)

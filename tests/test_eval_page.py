@@ -3,7 +3,10 @@
 import base64
 import itertools
 import json
+import multiprocessing
+import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -15,14 +18,17 @@ import pytest
 import uvicorn
 
 from cluster.lease import try_lease
+from eval import heartbeat
 from eval.backlog import Selection
+from eval.heartbeat import Heartbeat, living_evaluators
+from eval.page_data import dashboard, render_runs
 from eval.protocol import parse_protocol
 from eval.requests import request_evaluation, requested_jobs
 from eval.results import all_results, write_result
 from eval.runner import Runner
 from eval.schedule import cron_trigger, ticking
 from eval.service import Service
-from eval.service_web import build_app
+from eval.service_web import build_app, read_status
 from eval.settings import EvaluationSettings
 from tests.eval_support import made_up_result, make_run
 
@@ -94,6 +100,59 @@ def test_a_request_for_a_failed_evaluation_makes_it_again(tmp_path):
     assert request_evaluation(storage, "run-a", PROTOCOL.name)["status"] == "queued"
     assert service(storage).run_once() == 1
     assert json.loads(job.result_path.read_text())["status"] == "done"
+
+
+def test_a_request_keeps_every_setting_of_its_protocol(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(100,))
+    asked = f"fid_clean_512:extractor_sha256={'ab' * 32}"
+    assert request_evaluation(storage, "run-a", asked)["protocol"] == "fd_inception_abababab_clean_512"
+    [job] = requested_jobs(storage)
+    assert job.protocol.extractor_sha256 == "ab" * 32
+
+
+def test_an_evaluator_that_was_killed_is_neither_alive_nor_at_work(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(100,))
+    [job] = service(storage).jobs()
+
+    def work_and_die():
+        Heartbeat(storage).write(job)
+        try_lease(job.lease_path)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=work_and_die)
+    process.start()
+    process.join()
+    assert list((storage / "evaluators").glob("*.json"))
+    assert living_evaluators(storage) == []
+    [run] = read_status(storage, [PROTOCOL], Selection())["runs"]
+    assert [job["status"] for job in run["queue"]] == ["waiting"]
+
+
+def test_an_evaluator_is_alive_however_long_it_pauses(tmp_path, monkeypatch):
+    storage = tmp_path / "runs"
+    storage.mkdir()
+    monkeypatch.setattr(heartbeat, "ALIVE_SECONDS", 1.0)
+    idle = Heartbeat(storage)
+    idle.write(None)
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        assert living_evaluators(storage)
+        time.sleep(0.1)
+    idle.remove()
+    assert living_evaluators(storage) == []
+
+
+def test_final_failures_and_skips_are_on_the_page(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(1000, 2000))
+    newer, older = service(storage).jobs()
+    write_result(newer.result_path, made_up_result(newer, "failed", attempts=3, reason="out of <memory>"))
+    write_result(older.result_path, made_up_result(older, "skipped", reason="it was deleted"))
+    html = render_runs(dashboard(storage, [PROTOCOL], Selection()))
+    assert "out of &lt;memory&gt;" in html
+    assert "it was deleted" in html
 
 
 def test_the_json_names_every_wanted_evaluation_and_its_state(tmp_path):
@@ -185,6 +244,37 @@ def test_cron_expressions_are_read_and_wrong_ones_refused():
     for wrong in ("hourly", "61 * * * *", "* * * *"):
         with pytest.raises(ValueError, match="minute hour day month weekday"):
             cron_trigger(wrong)
+
+
+@pytest.mark.parametrize(
+    ("field", "days"),
+    [
+        ("0", "sun"),
+        ("1", "mon"),
+        ("7", "sun"),
+        ("1-5", "mon tue wed thu fri"),
+        ("5-7", "fri sat sun"),
+        ("0,3", "wed sun"),
+        ("*/2", "tue thu sat sun"),
+        ("1-5/2", "mon wed fri"),
+        ("mon,fri", "mon fri"),
+        ("*", "mon tue wed thu fri sat sun"),
+    ],
+)
+def test_weekdays_are_those_of_a_crontab(field, days):
+    from datetime import datetime, timedelta
+
+    trigger = cron_trigger(f"0 6 * * {field}")
+    midnights = [(datetime(2026, 1, 5) + timedelta(days=day)).astimezone() for day in range(7)]  # from a Monday on
+    fires = [trigger.get_next_fire_time(None, midnight).date() == midnight.date() for midnight in midnights]
+    names = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+    assert [name for name, fired in zip(names, fires, strict=True) if fired] == days.split()
+
+
+@pytest.mark.parametrize("field", ["8", "5-1", "1/0", "x"])
+def test_what_is_no_weekday_is_refused(field):
+    with pytest.raises(ValueError, match="minute hour day month weekday"):
+        cron_trigger(f"0 6 * * {field}")
 
 
 class Browser:
