@@ -87,19 +87,10 @@ def serve(
     """
     from eval.backlog import Selection
     from eval.runner import Runner
-    from eval.schedule import cron_trigger, ticking
+    from eval.schedule import ticking
     from eval.service import Service
 
-    if schedule is not None:
-        cron_trigger(schedule)
-    if poll_seconds <= 0:
-        raise ValueError(f"poll_seconds={poll_seconds:g}: more than 0 is needed")
-    if once and not storage.is_dir():
-        raise FileNotFoundError(f"{storage} does not exist; give the folder that holds the runs")
-    if port is not None:
-        from eval.service_serve import check_port
-
-        check_port(port)
+    _check_serving(storage, once, poll_seconds, schedule, port)
     settings.torch_device()
     protocols = [parse_protocol(name) for name in protocol]
     selection = Selection(every_steps, order=order)
@@ -120,6 +111,23 @@ def serve(
             return 1 if service.num_without_number else 0
         service.run(until_finished)
     return 0
+
+
+def _check_serving(storage: Path, once: bool, poll_seconds: float, schedule: str | None, port: int | None) -> None:
+    """Raises ValueError or FileNotFoundError for what would fail later. A folder still to come is no error: either of
+    training and evaluation may start first."""
+    if schedule is not None:
+        from eval.schedule import cron_trigger
+
+        cron_trigger(schedule)
+    if poll_seconds <= 0:
+        raise ValueError(f"poll_seconds={poll_seconds:g}: more than 0 is needed")
+    if once and not storage.is_dir():
+        raise FileNotFoundError(f"{storage} does not exist; give the folder that holds the runs")
+    if port is not None:
+        from eval.service_serve import check_port
+
+        check_port(port)
 
 
 def neighbours(

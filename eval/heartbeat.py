@@ -20,6 +20,7 @@ class Heartbeat:
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._path = _folder(storage) / f"{self._name}.json"
         self._lease: Lease | None = None
+        self._said_idle = False
 
     def write(self, job: Job | None) -> None:
         """job: what is worked on from now on; None: it waits."""
@@ -29,10 +30,14 @@ class Heartbeat:
             if self._lease is not None:
                 self._lease.__enter__()
         doing = job and {"run": job.run_directory.name, "step": job.step, "protocol": job.protocol.name}
+        if doing is None and self._said_idle:
+            return  # a poll every other second needs no writing
+        self._said_idle = doing is None
         write_json_atomic(self._path, {"evaluator": self._name, "time": time.time(), "doing": doing})
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
+        self._said_idle = False
         if self._lease is not None:
             self._lease.__exit__(None)
             self._lease = None
