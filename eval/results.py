@@ -31,7 +31,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
     try:
         result = read_json(path)
         return result if _is_result(result, path) else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

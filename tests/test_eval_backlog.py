@@ -69,6 +69,7 @@ def test_what_a_result_means_for_the_queue(tmp_path, result, due_now, due_later)
         lambda good: json.dumps(good)[:-9],
         lambda good: "[]",
         lambda good: "3",
+        lambda good: json.dumps({**good, "checkpoint": 3}),
         lambda good: '{"protocol": {}}',
         lambda good: '{"status": "done"}',
         lambda good: json.dumps({**good, "value": None}),

@@ -15,7 +15,7 @@ from eval import runner as runner_module
 from eval.attempts import MAX_ATTEMPTS
 from eval.backlog import Selection, jobs_of_run
 from eval.blocks import BlockWorker, missing_blocks
-from eval.protocol import parse_protocol
+from eval.protocol import Protocol, parse_protocol
 from eval.results import read_result
 from eval.runner import Runner
 from eval.settings import EvaluationSettings
@@ -25,6 +25,8 @@ from tests.eval_support import DIFFUSION, MODEL, make_run
 
 SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=8, num_bootstrap=4)
 PROTOCOL = parse_protocol("fd_efficientnet_lite0_20_ddim4")
+FAST_PROTOCOL = parse_protocol("bits_per_dim_20")
+"""As many blocks, without a feature network."""
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_a_damaged_checkpoint_fails_by_name_and_is_left_after_some_attempts(run)
     assert [result["attempts"] for result in results] == [1, 2, 3]
 
 
-def killed(run: Path, num_blocks: int) -> None:
+def killed(run: Path, num_blocks: int, protocol: Protocol = FAST_PROTOCOL) -> None:
     """An evaluator in a process that is killed, as by the kernel, once it has finished so many blocks."""
 
     def run_blocks(checkpoint, protocol, folder, settings, blocks, beat):
@@ -63,7 +65,7 @@ def killed(run: Path, num_blocks: int) -> None:
 
     def evaluate():
         torch.set_num_threads(1)
-        runner(run_blocks=run_blocks).run(job_of(run))
+        runner(run_blocks=run_blocks).run(job_of(run, protocol))
 
     process = multiprocessing.get_context("fork").Process(target=evaluate)
     process.start()
@@ -74,7 +76,7 @@ def killed(run: Path, num_blocks: int) -> None:
 def test_an_evaluation_that_kills_its_evaluators_is_given_up(run):
     for _ in range(MAX_ATTEMPTS):
         killed(run, num_blocks=0)
-    result = runner().run(job_of(run))
+    result = runner().run(job_of(run, FAST_PROTOCOL))
     assert result["status"] == "failed"
     assert "died" in result["reason"]
 
@@ -84,7 +86,7 @@ def test_kills_do_not_count_against_an_evaluation_that_gets_on(run):
     for _ in range(MAX_ATTEMPTS):
         killed(run, num_blocks=1)
     killed(run, num_blocks=0)
-    result = runner().run(job_of(run))
+    result = runner().run(job_of(run, FAST_PROTOCOL))
     assert (result["status"], result["num_blocks_resumed"]) == ("done", 3)
 
 
@@ -92,7 +94,7 @@ def test_killed_in_the_middle_and_resumed_gives_the_same_number_bit_for_bit(tmp_
     torch.set_num_threads(1)
     whole = runner().run(job_of(make_run(tmp_path / "whole" / "runs", steps=(100,))))
     run = make_run(tmp_path / "killed" / "runs", steps=(100,))
-    killed(run, num_blocks=2)
+    killed(run, 2, PROTOCOL)
     job = job_of(run)
     assert job.lease_path.exists()
     seconds = json.loads((job.work_folder / "blocks-of-8" / "seconds.json").read_text())
@@ -134,7 +136,7 @@ def test_out_of_memory_is_a_failed_evaluation_that_is_tried_again(run):
 
 @pytest.mark.parametrize("name", ["discard_work", "_spool_result"])
 def test_a_kill_after_the_result_is_written_loses_no_point_and_leaves_no_folder(run, monkeypatch, name):
-    job = job_of(run)
+    job = job_of(run, FAST_PROTOCOL)
     with monkeypatch.context() as patch:
 
         def die(*_):
@@ -147,7 +149,7 @@ def test_a_kill_after_the_result_is_written_loses_no_point_and_leaves_no_folder(
     assert job.work_folder.exists()
     for _ in range(2):
         result = runner().run(job)
-    [(step, value, _)] = read_metrics(run)[f"eval/{PROTOCOL.name}"]
+    [(step, value, _)] = read_metrics(run)[f"eval/{FAST_PROTOCOL.name}"]
     assert (step, value) == (100, result["value"])
     [spool] = (run / "spool").glob("eval-*.jsonl")
     sent = [json.loads(line).get("path") for line in spool.open()]
@@ -169,7 +171,7 @@ def test_a_checkpoint_that_has_diverged_fails_by_name(run, name):
 
 
 def test_data_that_are_away_block_and_the_evaluation_is_made_once_they_are_back(run):
-    data, job = run.parent.parent / "data", job_of(run)
+    data, job = run.parent.parent / "data", job_of(run, FAST_PROTOCOL)
     data.rename(data.with_name("away"))
     for _ in range(MAX_ATTEMPTS + 1):
         result = runner().run(job)
