@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from eval.backlog import Job
     from eval.evaluation import RunBlocks
 
+STOPPED = 130
+"""Exit code of an evaluation that was told to stop, as of a command that Ctrl-C ended."""
 DEFAULT_PROTOCOL = "fd_efficientnet_lite0_5k"
 _DEFAULT_PROTOCOLS, _DEFAULT_ALIASES = [DEFAULT_PROTOCOL], ["best"]
 _DEFAULTS, _NO_POOL = EvaluationSettings(), PoolSettings()
@@ -43,7 +45,11 @@ def run(
 
     settings.torch_device()
     job = _choose_job(run_directory, protocol, checkpoint)
-    result = Runner(settings, _run_blocks(pool)).run(job)
+    stop = _stop_on_signals()
+    result = Runner(settings, _run_blocks(pool), stop_requested=stop.is_set).run(job)
+    if result is None and stop.is_set():
+        print("stopped; finished blocks are kept, and the same command goes on from there", file=sys.stderr)
+        return STOPPED
     if result is None:
         raise ValueError(f"step {job.step} is being evaluated by another process; wait for it or stop it")
     print(describe_result(job, result))
@@ -73,7 +79,7 @@ def serve(
         protocol: what is measured; give the option again for each further protocol
         every_steps: evaluate checkpoints whose step is a multiple of this, and each run's last
         order: newest checkpoint first, or oldest
-        once: evaluate what is there and end (for external schedulers)
+        once: evaluate what is there and end (for external schedulers); exit code 1 if something gave no number
         until_finished: end when every run has finished and nothing is left to evaluate
         poll_seconds: pause between two looks at the folder
         schedule: cron expression; at its times each run's newest checkpoint is evaluated and reports are written
@@ -81,12 +87,10 @@ def serve(
     """
     from eval.backlog import Selection
     from eval.runner import Runner
-    from eval.schedule import cron_trigger, ticking
+    from eval.schedule import ticking
     from eval.service import Service
 
-    if schedule is not None:
-        cron_trigger(schedule)
-
+    _check_serving(storage, once, poll_seconds, schedule, port)
     settings.torch_device()
     protocols = [parse_protocol(name) for name in protocol]
     selection = Selection(every_steps, order=order)
@@ -104,9 +108,26 @@ def serve(
         stack.callback(service.heartbeat.remove)
         if once:
             service.run_once()
-        else:
-            service.run(until_finished)
+            return 1 if service.num_without_number else 0
+        service.run(until_finished)
     return 0
+
+
+def _check_serving(storage: Path, once: bool, poll_seconds: float, schedule: str | None, port: int | None) -> None:
+    """Raises ValueError or FileNotFoundError for what would fail later. A folder still to come is no error: either of
+    training and evaluation may start first."""
+    if schedule is not None:
+        from eval.schedule import cron_trigger
+
+        cron_trigger(schedule)
+    if poll_seconds <= 0:
+        raise ValueError(f"poll_seconds={poll_seconds:g}: more than 0 is needed")
+    if once and not storage.is_dir():
+        raise FileNotFoundError(f"{storage} does not exist; give the folder that holds the runs")
+    if port is not None:
+        from eval.service_serve import check_port
+
+        check_port(port)
 
 
 def neighbours(
@@ -122,10 +143,14 @@ def neighbours(
         protocol: how to sample, and by which features to compare; give the one of an evaluation that was made
         checkpoint: step of the checkpoint; the newest if not given
     """
+    from eval.errors import BlockedError
     from eval.neighbours import find_neighbours
 
     job = _choose_job(run_directory, protocol, checkpoint)
-    found = find_neighbours(job, settings)
+    try:
+        found = find_neighbours(job, settings)
+    except BlockedError as error:
+        raise ValueError(str(error)) from error
     nearest = sorted(row[0] for row in found["distances"])
     print(
         f"{job.run_directory.name} step {job.step}: nearest training images at {nearest[0]:.2f} to {nearest[-1]:.2f};"
@@ -206,6 +231,8 @@ def report(run_directories: list[Path], output: Path = Path("report.html")) -> N
     """
     from eval.report import write_report
 
+    if output.suffix == ".json":
+        raise ValueError(f"output={output}: name the HTML file; its data are written beside it with .json")
     for directory in run_directories:
         _check_run(directory)
     write_report([directory.resolve() for directory in run_directories], output)

@@ -2,19 +2,22 @@
 can go out of step: a restart, a second evaluator or a lost message changes nothing.
 """
 
-from collections.abc import Iterable, Sequence
+import functools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.lease import is_held
-from cluster.storage import complete_directories, read_json
-from eval.protocol import Protocol
+from cluster.storage import COMPLETE, complete_directories
+from eval.attempts import MAX_ATTEMPTS
+from eval.protocol import Protocol, from_description
 from eval.results import DONE, FAILED, SKIPPED, checkpoint_step, read_result, result_path
+from eval.run_data import read_run
 
+_log = logging.getLogger(__name__)
 Order = Literal["newest", "oldest"]
-MAX_ATTEMPTS = 3
-"""A checkpoint that fails, or kills its evaluator, this often is recorded as failed and left."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +63,71 @@ class Selection:
 
 
 def find_runs(storage: Path, name: str | None = None) -> list[Path]:
-    """Run directories of a storage folder, by name; only the one called `name` if given. May be empty: none yet."""
+    """Run directories of a storage folder, by name; only the one called `name` if given. May be empty: none yet.
+
+    One whose run.json cannot be used is left out, with one warning.
+    """
     found = storage.glob("*/run.json") if name is None else [storage / name / "run.json"]
-    return sorted(path.parent for path in found if path.is_file())
+    runs = []
+    for path in sorted(path for path in found if path.is_file()):
+        try:
+            read_run(path.parent)
+            runs.append(path.parent)
+        except (OSError, ValueError) as error:
+            warn_once(str(error))
+    return runs
 
 
 def is_finished(run_directory: Path) -> bool:
     return (run_directory / "FINISHED.json").exists()
 
 
+def checkpoints_of(run_directory: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the run's complete checkpoints, oldest first; of two attempts at one step the newer."""
+    found: dict[int, tuple[int, Path]] = {}
+    for path in complete_directories(run_directory / "checkpoints"):
+        try:
+            step = checkpoint_step(path.name)
+            committed = (path / COMPLETE).stat().st_mtime_ns
+        except ValueError as error:
+            warn_once(f"{path} is left alone: {error}")
+            continue
+        except FileNotFoundError:
+            continue  # deleted just now
+        found[step] = max(found.get(step, (0, path)), (committed, path))
+    return [(step, found[step][1]) for step in sorted(found)]
+
+
 def jobs_of_run(run_directory: Path, protocols: Sequence[Protocol], selection: Selection) -> list[Job]:
     """Every wanted evaluation of a run, done or not, in the order in which they should be made."""
-    run = read_json(run_directory / "run.json")
+    run = read_run(run_directory)
+    checkpoints = checkpoints_of(run_directory)
+    last_steps = {run.get("num_steps")}
+    if checkpoints and not is_held(run_directory / "lease.json"):
+        last_steps.add(checkpoints[-1][0])  # nobody trains: it has ended, or was stopped early
     jobs = []
-    for checkpoint in complete_directories(run_directory / "checkpoints"):
-        step = checkpoint_step(checkpoint.name)
-        if step % selection.every_steps == 0 or step == run.get("num_steps"):
+    for step, checkpoint in checkpoints:
+        if step % selection.every_steps == 0 or step in last_steps:
             for protocol in protocols:
                 jobs.append(Job(run_directory, checkpoint, step, protocol.bind(run["manifest_digest"])))
     return sorted(jobs, key=lambda job: job.step, reverse=selection.order == "newest")
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """A polling service would repeat itself."""
+    _log.warning("%s", text)
+
+
+def left_behind(run_directory: Path) -> list[Job]:
+    """Evaluations with a result whose evaluator was killed before it had cleared up."""
+    jobs = []
+    for folder in (run_directory / "evals").glob("*/.work-*"):
+        result = read_result(folder.with_name(f"{folder.name.removeprefix('.work-')}.json"))
+        if result is not None and result["status"] in (DONE, SKIPPED):
+            checkpoint = run_directory / "checkpoints" / result["checkpoint"]
+            jobs.append(Job(run_directory, checkpoint, result["step"], from_description(result["protocol"])))
+    return jobs
 
 
 def pending_jobs(jobs: Iterable[Job], selection: Selection, now_seconds: float) -> list[Job]:
@@ -95,7 +144,7 @@ def is_due(result: dict[str, Any] | None, retry_seconds: float, now_seconds: flo
     return now_seconds - float(result.get("time", 0.0)) >= retry_seconds
 
 
-def is_final(result: dict[str, Any]) -> bool:
+def is_final(result: Mapping[str, Any]) -> bool:
     """Done, skipped, or failed too often."""
     status = result.get("status")
     if status == FAILED:

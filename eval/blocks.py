@@ -88,14 +88,37 @@ def num_blocks(protocol: Protocol, settings: EvaluationSettings) -> int:
 
 
 def missing_blocks(folder: Path, protocol: Protocol, settings: EvaluationSettings) -> list[int]:
-    """Blocks not yet finished, in order."""
-    return [block for block in range(num_blocks(protocol, settings)) if not block_path(folder, block).exists()]
+    """Blocks not yet finished, in order. One whose files are damaged is dropped, to be done again."""
+    missing = []
+    for block in range(num_blocks(protocol, settings)):
+        first = block * settings.block_images
+        count = min(settings.block_images, protocol.num_samples - first)
+        whole = _num_rows(block_path(folder, block)) == count
+        if protocol.needs_samples and first < NUM_PREVIEW_IMAGES:
+            num_shown = min(count, NUM_PREVIEW_IMAGES - first)
+            whole = whole and _num_rows(preview_path(folder, block)) == num_shown
+        if not whole:
+            block_path(folder, block).unlink(missing_ok=True)
+            missing.append(block)
+    return missing
+
+
+def _num_rows(path: Path) -> int:
+    """Rows of a block's file; 0 if it is not there or damaged."""
+    try:
+        rows = np.load(path, allow_pickle=False)
+        return len(rows) if np.isfinite(rows).all() else 0
+    except (OSError, ValueError, TypeError, EOFError):
+        return 0
 
 
 def read_features(folder: Path, protocol: Protocol, settings: EvaluationSettings) -> np.ndarray:
     """All features (num_samples, D) float32 in the order of image ids."""
     blocks = range(num_blocks(protocol, settings))
-    return np.concatenate([np.load(block_path(folder, block), allow_pickle=False) for block in blocks])
+    features = np.concatenate([np.load(block_path(folder, block), allow_pickle=False) for block in blocks])
+    if len(features) != protocol.num_samples:
+        raise ValueError(f"{folder} holds {len(features)} rows, {protocol.name} needs {protocol.num_samples}")
+    return features
 
 
 def read_preview(folder: Path) -> Tensor | None:

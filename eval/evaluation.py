@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.storage import read_json
+from cluster.storage import read_json, write_json_atomic
 from eval.blocks import BlockWorker, missing_blocks, num_blocks, read_features, read_preview
+from eval.errors import NOT_FINITE
 from eval.features import FeatureExtractor, build_extractor
-from eval.intervals import frechet_interval, mean_interval
+from eval.intervals import frechet_interval, inception_score_interval, mean_interval, normal_interval
 from eval.protocol import Protocol
 from eval.reference import OpenImages, ReferenceCache
 from eval.results import checkpoint_step, library_versions
-from eval.scores import inception_score, kernel_distance, precision_recall
+from eval.scores import coverage, inception_score, kernel_distance
 from eval.settings import EvaluationSettings
 from eval.statistics import FeatureStatistics, statistics_distance
 
+_SECONDS = "seconds.json"
 Beat = Callable[[], None]
 """Called now and then during long work; what it raises ends the evaluation, whose finished blocks can be resumed."""
 RunBlocks = Callable[[Path, Protocol, Path, EvaluationSettings, list[int], Beat], Iterable[int]]
@@ -65,29 +67,39 @@ def evaluate(
         torch.set_num_threads(settings.num_threads)
     extractor = None
     if protocol.needs_samples:
+        job.reference.check_imported(protocol)
         # Built here although the workers build their own: weights that are missing are noticed before any work.
         extractor = build_extractor(protocol, settings.weights_folder, settings.torch_device())
     missing = missing_blocks(folder, protocol, settings)
+    seconds_before = _read_seconds(folder)
     for _ in run_blocks(job.checkpoint, protocol, folder, settings, missing, beat):
+        # Kept with the blocks: the cost of a number is that of all sessions that worked on it.
+        write_json_atomic(folder / _SECONDS, seconds_before + time.monotonic() - started)
         beat()
-    sampled = time.monotonic()
-    features = read_features(folder, protocol, settings)
-    numbers = _score(job, features, extractor, beat)
-    finished = time.monotonic()
-    num_drawn = min(len(missing) * settings.block_images, protocol.num_samples)
+    sampling_seconds = seconds_before + time.monotonic() - started
+    numbers = _score(job, read_features(folder, protocol, settings), extractor, beat)
+    if not np.isfinite(list(numbers["values"].values())).all():
+        raise ValueError(NOT_FINITE)
     cost = {
-        "wall_seconds": finished - started,
-        "sampling_seconds": sampled - started,
-        "images_per_second": num_drawn / max(sampled - started, 1e-9),
-        "num_images_drawn": num_drawn,
+        "wall_seconds": seconds_before + time.monotonic() - started,
+        "sampling_seconds": sampling_seconds,
+        "images_per_second": protocol.num_samples / max(sampling_seconds, 1e-9),
         "num_blocks_resumed": num_blocks(protocol, settings) - len(missing),
     }
     return {**_identity(job), **numbers, **cost}, read_preview(folder)
 
 
-def discard_work(job: Evaluation) -> None:
+def discard_work(work_folder: Path) -> None:
     """Remove the blocks of an evaluation whose result is safe."""
-    shutil.rmtree(job.work_folder, ignore_errors=True)
+    shutil.rmtree(work_folder, ignore_errors=True)
+
+
+def _read_seconds(folder: Path) -> float:
+    """What earlier sessions took; 0 if there was none."""
+    try:
+        return float(read_json(folder / _SECONDS))
+    except (OSError, ValueError, TypeError):
+        return 0.0
 
 
 def _identity(job: Evaluation) -> dict[str, Any]:
@@ -105,43 +117,45 @@ def _identity(job: Evaluation) -> dict[str, Any]:
 
 
 def _score(job: Evaluation, features: np.ndarray, extractor: FeatureExtractor | None, beat: Beat) -> dict[str, Any]:
-    protocol = job.protocol
+    protocol, num_replicates = job.protocol, job.settings.num_bootstrap
     if extractor is None:
-        return _bits_per_dim(job, features[:, 0])
+        value = float(features[:, 0].mean())
+        interval = mean_interval(features[:, 0], value, num_replicates, protocol.seed, beat)
+        return _numbers({"bits_per_dim": value}, interval)
     if protocol.metric == "inception_score":
         value, deviation = inception_score(features)
-        return {"value": value, "values": {"score": value, "deviation_over_splits": deviation}, "warnings": []}
+        interval = inception_score_interval(features, value, num_replicates, protocol.seed, beat)
+        return _numbers({"score": value, "deviation_over_splits": deviation}, interval)
     if protocol.metric == "frechet_distance":
-        return _frechet(job, features, job.reference.statistics(protocol, job.open_images, extractor, beat))
+        return _frechet(job, features, job.reference.statistics(protocol, job.open_images, extractor, beat), beat)
     reference = job.reference.features(protocol, job.open_images, extractor, beat)
-    common: dict[str, Any] = {"num_reference_images": len(reference), "warnings": []}
     if protocol.metric == "kernel_distance":
-        value, deviation = kernel_distance(reference, features, protocol.seed)
-        return {"value": value, "values": {"distance": value, "deviation_over_subsets": deviation}, **common}
-    precision, recall = precision_recall(reference, features)
-    return {"value": precision, "values": {"precision": precision, "recall": recall}, **common}
+        value, deviation, error = kernel_distance(reference, features, protocol.seed, beat=beat)
+        interval = normal_interval(value, error, "influence of each sampled image") if num_replicates else None
+        numbers = _numbers({"distance": value, "deviation_over_subsets": deviation}, interval)
+    else:
+        covered, recalled = coverage(reference, features, beat=beat)
+        value = float(covered.mean())
+        interval = mean_interval(covered, value, num_replicates, protocol.seed, beat)
+        numbers = _numbers({"precision": value, "recall": float(recalled.mean())}, interval)
+    return {**numbers, "num_reference_images": len(reference)}
 
 
-def _bits_per_dim(job: Evaluation, scores: np.ndarray) -> dict[str, Any]:
-    value = float(scores.mean())
-    return {
-        "value": value,
-        "values": {"bits_per_dim": value},
-        "interval": mean_interval(scores, value, job.settings.num_bootstrap, job.protocol.seed),
-        "warnings": [],
-    }
+def _numbers(values: dict[str, float], interval: dict[str, Any] | None) -> dict[str, Any]:
+    """The first of the values is the number, and the one the interval belongs to."""
+    return {"value": next(iter(values.values())), "values": values, "interval": interval, "warnings": []}
 
 
-def _frechet(job: Evaluation, features: np.ndarray, reference: FeatureStatistics) -> dict[str, Any]:
+def _frechet(job: Evaluation, features: np.ndarray, reference: FeatureStatistics, beat: Beat) -> dict[str, Any]:
     protocol, settings = job.protocol, job.settings
     statistics = FeatureStatistics.empty(features.shape[1])
     for start in range(0, len(features), settings.block_images):
         statistics.update(features[start : start + settings.block_images])
     value = statistics_distance(statistics, reference)
+    beat()
+    interval = frechet_interval(features, reference, value, settings.num_bootstrap, protocol.seed, beat)
     return {
-        "value": value,
-        "values": {"distance": value},
-        "interval": frechet_interval(features, reference, value, settings.num_bootstrap, protocol.seed),
+        **_numbers({"distance": value}, interval),
         "num_reference_images": reference.count,
         "warnings": _small_sample_warnings(statistics, reference),
     }

@@ -7,6 +7,7 @@ the network resizes by itself, as the original TensorFlow FID did. Equal to clea
 import copy
 import warnings
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def accelerate(
     as it is.
     """
     probe = torch.linspace(0, 255, 3 * _SIDE * _SIDE).reshape(1, 3, _SIDE, _SIDE)
-    probe = probe.to(next(module.parameters()).device)
+    probe = probe.to(next(chain(module.parameters(), module.buffers()), probe).device)  # it may have neither
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch.jit, in which the file is published
         expected = call(module, probe)

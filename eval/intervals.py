@@ -1,48 +1,90 @@
-"""How far a number would move had other samples been drawn: a bootstrap over the sampled images.
+"""How far a number would move had other samples been drawn: value +- 1.96 standard errors, the reference as given.
 
-A resampled Fréchet distance is biased upwards (it repeats images), so the spread of the replicates is used, not their
-position: value +- 1.96 standard errors. The reference is taken as given.
+Mostly a bootstrap over the sampled images. A resampled Fréchet distance is biased upwards (it repeats images), so the
+spread of the replicates is used, not their position. A kernel distance would be biased too, and costs N^2 each time:
+its error comes from the influence of each sample (`eval.scores.kernel_distance`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
+from eval.scores import Beat, inception_score_resampler, split_ends
 from eval.statistics import FeatureStatistics, covariance_factor
 
 _NORMAL_95 = 1.959963984540054
 
 
 def frechet_interval(
-    features: np.ndarray, reference: FeatureStatistics, value: float, num_replicates: int, seed: int
+    features: np.ndarray,
+    reference: FeatureStatistics,
+    value: float,
+    num_replicates: int,
+    seed: int,
+    beat: Beat = lambda: None,
 ) -> dict[str, Any] | None:
     """95 % interval of a Fréchet distance. features: (N, D) of the samples."""
-    return _interval(value, num_replicates, seed, len(features), frechet_resampler(features, reference))
-
-
-def mean_interval(values: np.ndarray, value: float, num_replicates: int, seed: int) -> dict[str, Any] | None:
-    """95 % interval of a mean over images. values: (N,)."""
-    return _interval(value, num_replicates, seed, len(values), lambda counts: float(counts @ values / counts.sum()))
-
-
-def _interval(
-    value: float, num_replicates: int, seed: int, num_images: int, distance: Callable[[np.ndarray], float]
-) -> dict[str, Any] | None:
     if num_replicates < 2:
         return None
-    random = np.random.default_rng([seed, num_images])
-    replicates = [distance(_resample(random, num_images)) for _ in range(num_replicates)]
-    error = float(np.std(replicates, ddof=1))
+    return _bootstrap(value, num_replicates, seed, [len(features)], frechet_resampler(features, reference), beat)
+
+
+def inception_score_interval(
+    probabilities: np.ndarray, value: float, num_replicates: int, seed: int, beat: Beat = lambda: None
+) -> dict[str, Any] | None:
+    """95 % interval of an Inception Score, the mean over its splits. probabilities: (N, classes)."""
+    scores = inception_score_resampler(probabilities)
+    ends = split_ends(len(probabilities))
+
+    def mean(counts: np.ndarray) -> float:
+        return float(scores(counts).mean())
+
+    # Within each split, as each is a set of samples of its own: a split of few images would be left with none.
+    return _bootstrap(value, num_replicates, seed, [end - start for start, end in pairwise(ends)], mean, beat)
+
+
+def mean_interval(
+    values: np.ndarray, value: float, num_replicates: int, seed: int, beat: Beat = lambda: None
+) -> dict[str, Any] | None:
+    """95 % interval of a mean over images. values: (N,)."""
+
+    def mean(counts: np.ndarray) -> float:
+        return float(counts @ values / counts.sum())
+
+    return _bootstrap(value, num_replicates, seed, [len(values)], mean, beat)
+
+
+def normal_interval(value: float, error: float, method: str) -> dict[str, Any]:
+    """95 % interval of a number whose standard error is known; method: where that comes from."""
     return {
         "low": value - _NORMAL_95 * error,
         "high": value + _NORMAL_95 * error,
         "level": 0.95,
         "standard_error": error,
-        "num_replicates": num_replicates,
-        "method": "bootstrap over sampled images, normal approximation",
+        "method": f"{method}, normal approximation",
     }
+
+
+def _bootstrap(
+    value: float,
+    num_replicates: int,
+    seed: int,
+    set_sizes: Sequence[int],
+    number: Callable[[np.ndarray], float],
+    beat: Beat,
+) -> dict[str, Any] | None:
+    if num_replicates < 2:
+        return None
+    random = np.random.default_rng([seed, sum(set_sizes)])
+    replicates = []
+    for _ in range(num_replicates):
+        replicates.append(number(np.concatenate([_resample(random, size) for size in set_sizes])))
+        beat()
+    found = normal_interval(value, float(np.std(replicates, ddof=1)), "bootstrap over sampled images")
+    return {**found, "num_replicates": num_replicates}
 
 
 def _resample(random: np.random.Generator, num_images: int) -> np.ndarray:

@@ -44,9 +44,11 @@ def find_neighbours(job: Job, settings: EvaluationSettings, num_samples: int = 8
 
     Each row of the picture: a sample, then its nearest training images by the protocol's features. `typical_distance`
     is the median distance of a training image to its own nearest other one: samples much nearer than that are copies.
-    Raises BlockedError if weights are missing.
+    Raises BlockedError if weights are missing, ValueError for a protocol without features to compare.
     """
     device, protocol = settings.torch_device(), job.protocol
+    if protocol.metric in ("bits_per_dim", "inception_score"):
+        raise ValueError(f"{protocol.name} has no features to compare images by; give an fd_ or fid_ protocol")
     extractor = build_extractor(protocol, settings.weights_folder, device)
     snapshot, images = load_snapshot(job.checkpoint, device), open_images(job.run_directory)
     samples = sample_images(snapshot, protocol, 0, num_samples, settings.sampling_batch_size)

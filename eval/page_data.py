@@ -7,14 +7,15 @@ from typing import Any
 
 import jinja2
 
-from cluster.storage import complete_directories
-from eval.backlog import Selection, find_runs
+from eval.backlog import Selection, checkpoints_of, find_runs, warn_once
 from eval.curves import COLOURS, format_value
 from eval.protocol import Protocol
 from eval.report import protocol_charts, summarise
 from eval.report_data import collect_run, distinct_protocols
-from eval.results import checkpoint_step
 from eval.scheduled_reports import report_files
+
+_MAX_SETTLED = 20
+"""Failures and skips shown, the newest; a report shows all."""
 
 
 def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection) -> dict[str, Any]:
@@ -23,10 +24,13 @@ def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection
     directories.sort(key=lambda run: (run / "run.json").stat().st_mtime, reverse=True)
     runs = []
     for place, directory in enumerate(directories):
-        run = collect_run(directory)
+        try:
+            run = collect_run(directory)
+        except (OSError, ValueError, KeyError) as error:
+            warn_once(f"{directory} is not shown: {type(error).__name__}: {error}")
+            continue
         colours = {run["name"]: COLOURS[place % len(COLOURS)]}
         found = distinct_protocols([run])
-        checkpoints = complete_directories(directory / "checkpoints")
         offered = list(dict.fromkeys([*(p.name for p in protocols), *(p["name"] for p in found)]))
         runs.append(
             {
@@ -37,8 +41,10 @@ def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection
                     (protocol_charts(protocol, [run], colours) for protocol in found),
                     key=lambda chart: -len(chart["rows"]),
                 ),
-                "steps": sorted({checkpoint_step(path.name) for path in checkpoints}, reverse=True),
+                "steps": [step for step, _ in reversed(checkpoints_of(directory))],
                 "offered": offered,
+                # What is not final is in the queue.
+                "settled": [row for row in reversed(run["not_evaluated"]) if row["final"]][:_MAX_SETTLED],
                 "grids": [
                     {**grid, "place": str(Path(grid["path"]).relative_to(storage))} for grid in run["grids"][-4:]
                 ],

@@ -48,6 +48,7 @@ def paper_table(run_directory: Path, image_size: int | None = None) -> str:
     """
     run = collect_run(run_directory)
     size = image_size or run["config"].get("model.image_size")
+    num_timesteps = run["config"].get("diffusion.num_timesteps")
     published = [row for row in PUBLISHED if row.image_size == size] or list(PUBLISHED)
     lines = [f"{'data':<28}{'quantity':<28}{'value':>14}   measured by"]
     for row in published:
@@ -59,10 +60,15 @@ def paper_table(run_directory: Path, image_size: int | None = None) -> str:
             f"{run['name']}: nothing is evaluated yet; python -m eval run {run_directory} --protocol fid_tf_50k"
         )
     for result in best:
-        number = f"{result['value']:.2f}"
+        number = format_number(result["value"])
         lines.append(f"{run['name']:<28}{result['protocol']['name']:<28}{number:>14}   step {result['step']:,}")
-        lines += [f"    differs: {difference}" for difference in differences(result, size)]
+        lines += [f"    differs: {difference}" for difference in differences(result, size, num_timesteps)]
     return "\n".join(lines)
+
+
+def format_number(value: float) -> str:
+    """Two decimals as in the paper; three digits of what is smaller, such as a KID."""
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def best_results(evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -76,21 +82,37 @@ def best_results(evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, 
     return list(found.values())
 
 
-def differences(result: Mapping[str, Any], image_size: int | None) -> list[str]:
-    """How the protocol of a result differs from the paper's, in words; empty only if it could be compared as it is."""
+_FEWER_SAMPLES = {
+    "frechet_distance": "; fewer give a larger distance",
+    "inception_score": "; fewer give a smaller Inception Score",
+}
+_NOT_IN_PAPER = {"kernel_distance": "kernel distance", "precision_recall": "precision or recall"}
+
+
+def differences(result: Mapping[str, Any], image_size: int | None, num_timesteps: int | None = None) -> list[str]:
+    """How the protocol of a result differs from the paper's, in words; empty only if it could be compared as it is.
+
+    num_timesteps: T of the run, what a protocol that samples with all steps takes.
+    """
     protocol, found = result["protocol"], []
     sampled = protocol["metric"] != "bits_per_dim"
     if sampled and protocol["extractor"] != "inception":
         found.append(f"features of {protocol['extractor']}, not of Inception: the scales have nothing in common")
     elif protocol["resize"] == "clean":
         found.append("clean-fid's resizing; the paper's code resized inside the network (protocol fid_tf_50k)")
+    if protocol["metric"] in _NOT_IN_PAPER:
+        found.append(f"the paper gives no {_NOT_IN_PAPER[protocol['metric']]}")
     if sampled and protocol["num_samples"] != PAPER_SAMPLES:
-        found.append(f"{protocol['num_samples']:,} samples, the paper took {PAPER_SAMPLES:,}; fewer give a larger FID")
-    if sampled and (protocol["sampler"], protocol["num_sampling_steps"] or PAPER_STEPS) != ("ddpm", PAPER_STEPS):
-        steps = protocol["num_sampling_steps"] or "all"
+        fewer = protocol["num_samples"] < PAPER_SAMPLES
+        effect = _FEWER_SAMPLES.get(protocol["metric"], "") if fewer else ""
+        found.append(f"{protocol['num_samples']:,} samples, the paper took {PAPER_SAMPLES:,}{effect}")
+    num_steps = protocol["num_sampling_steps"] or num_timesteps or PAPER_STEPS
+    if sampled and (protocol["sampler"], num_steps) != ("ddpm", PAPER_STEPS):
         found.append(
-            f"{protocol['sampler']} with {steps} steps, the paper sampled with all {PAPER_STEPS} of Algorithm 2"
+            f"{protocol['sampler']} with {num_steps} steps, the paper sampled with all {PAPER_STEPS} of Algorithm 2"
         )
+    elif not sampled and num_steps != PAPER_STEPS:
+        found.append(f"a bound of {num_steps} terms, the paper's has {PAPER_STEPS}")
     if protocol["precision"] != "float32":
         found.append(f"computed in {protocol['precision']}")
     if protocol.get("compiled"):

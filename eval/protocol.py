@@ -36,6 +36,10 @@ EXTRACTORS = {
     "tf": Extractor("inception", INCEPTION_SHA256, "legacy_tensorflow"),
 }
 NO_EXTRACTOR = Extractor("none", "none", "none")
+_LEAST_SAMPLES = {"inception_score": 10, "precision_recall": 4}
+"""An Inception Score has 10 splits, precision and recall look at 3 neighbours; every other metric needs 2 images."""
+_VERSIONS = {"inception_score": 2}
+"""Of metrics whose number a change of code has changed: 2 splits the images as the published code does."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,40 @@ class Protocol:
     """Raised whenever a change of code changes the number."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 2:
-            raise ValueError(f"num_samples={self.num_samples}: a protocol needs at least 2 images")
+        self._check_extractor()
+        least = _LEAST_SAMPLES.get(self.metric, 2)
+        if self.num_samples < least:
+            raise ValueError(f"num_samples={self.num_samples}: {self.metric} needs at least {least} images")
+        # numpy.random.seed, by which clean-fid draws a kernel distance's subsets, takes 32 bits.
+        if self.seed < 0 or (self.metric == "kernel_distance" and self.seed >= 2**32):
+            raise ValueError(f"seed={self.seed}: allowed is 0 or more, below 2^32 for a kernel distance")
+        if self.reference == "npz" and self.metric != "frechet_distance":
+            raise ValueError(f"reference=npz: {self.metric} needs the features of single images, an npz has none")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision={self.precision!r}: allowed are float32, bfloat16")
+        self._check_sampler()
+
+    def _check_extractor(self) -> None:
+        found = (self.extractor, self.resize)
+        pairs = [(known.network, known.resize) for known in EXTRACTORS.values()]
+        allowed = pairs if self.needs_samples else [(NO_EXTRACTOR.network, NO_EXTRACTOR.resize)]
+        if found not in allowed:
+            spelled = ", ".join("+".join(pair) for pair in allowed)
+            raise ValueError(f"extractor+resize={'+'.join(found)}: allowed for {self.metric} are {spelled}")
+        if self.needs_samples and not re.fullmatch("[0-9a-f]{64}", self.extractor_sha256):
+            raise ValueError(f"extractor_sha256={self.extractor_sha256!r}: 64 hexadecimal digits are needed")
+
+    def _check_sampler(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler={self.sampler!r}: allowed are {', '.join(SAMPLERS)}")
         if self.num_sampling_steps is not None and self.num_sampling_steps < 1:
             raise ValueError(f"num_sampling_steps={self.num_sampling_steps}: give at least 1, or none for all steps")
+        if not self.needs_samples and (self.sampler, self.num_sampling_steps) != ("ddpm", None):
+            raise ValueError(f"sampler={self.sampler} with {self.metric}: it samples nothing, leave the sampler out")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta}: allowed is 0 (deterministic) to 1 (ancestral)")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta={self.eta} with sampler={self.sampler}: eta belongs to the ddim sampler")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision={self.precision!r}: allowed are float32, bfloat16")
 
     @property
     def digest(self) -> str:
@@ -100,7 +126,7 @@ class Protocol:
         if self.metric == "bits_per_dim":
             return "bits_per_dim"
         mode = {"clean": "clean", "legacy_tensorflow": "tf"}.get(self.resize)
-        published = self.extractor_sha256 in (INCEPTION_SHA256, EFFICIENTNET_LITE0_SHA256)
+        published = self.extractor_sha256 == _PUBLISHED_SHA256[self.extractor]
         if mode and published:
             return f"{_FID_FAMILIES[self.metric]}_{mode}"
         network = self.extractor if published else f"{self.extractor}_{self.extractor_sha256[:8]}"
@@ -113,7 +139,7 @@ class Protocol:
         if (self.sampler, self.num_sampling_steps) != ("ddpm", None):
             parts.append(f"{SAMPLERS[self.sampler]}{self.num_sampling_steps or ''}")
         if self.eta:
-            parts.append(f"eta{self.eta:g}")
+            parts.append(f"eta{self.eta!r}".removesuffix(".0"))
         if self.seed:
             parts.append(f"seed{self.seed}")
         if self.precision == "bfloat16":
@@ -142,6 +168,7 @@ class Protocol:
         return {"name": self.name, "digest": self.digest, **asdict(self)}
 
 
+_PUBLISHED_SHA256 = {known.network: known.sha256 for known in EXTRACTORS.values()}
 _FID_FAMILIES = {
     "frechet_distance": "fid",
     "kernel_distance": "kid",
@@ -170,7 +197,7 @@ NAMES = tuple(f"{family}_{count}" for family in FAMILIES for count in _SPELLED.v
 """The ready-made protocols; any other number of samples, sampler or seed makes its own name."""
 
 _SUFFIX = re.compile(
-    rf"(?:_(?P<sampler>{'|'.join(SAMPLERS.values())})(?P<num_sampling_steps>\d+)?)?(?:_eta(?P<eta>[\d.]+))?"
+    rf"(?:_(?P<sampler>{'|'.join(SAMPLERS.values())})(?P<num_sampling_steps>\d+)?)?(?:_eta(?P<eta>[\d.]+(?:e-\d+)?))?"
     r"(?:_seed(?P<seed>\d+))?(?P<precision>_bf16)?(?P<compiled>_compiled)?(?:_npz(?P<npz>[0-9a-f]{16}))?"
 )
 _SAMPLER_NAMES = {spelled: sampler for sampler, spelled in SAMPLERS.items()}
@@ -217,6 +244,7 @@ def _from_name(name: str) -> Protocol:
                 compiled=bool(found["compiled"]),
                 reference="npz" if found["npz"] else "train",
                 reference_digest=found["npz"],
+                version=_VERSIONS.get(metric, 1),
             )
     raise ValueError(
         f"protocol {name!r} is unknown; write FAMILY_N with a family of {', '.join(FAMILIES)}, "

@@ -57,11 +57,10 @@ class ReferenceCache:
     ) -> FeatureStatistics:
         """Statistics of every image of the data set; `beat` is called while it takes long (it renews a lease)."""
         path = self._path(protocol, "statistics")
+        self.check_imported(protocol)
         if protocol.reference == "npz":
-            if not path.exists():
-                raise BlockedError(f"reference: {path} is missing; run `python -m eval import-reference` on its file")
             return FeatureStatistics.load(path)
-        _drop_damaged(path, FeatureStatistics.load)
+        _drop_damaged(path, lambda: _check_dimension(path, len(FeatureStatistics.load(path).mean), extractor))
         if not path.exists():
             images = open_images()
             statistics = FeatureStatistics.empty(extractor.dimension)
@@ -72,14 +71,18 @@ class ReferenceCache:
         # Always what was stored: the first evaluation and the next see the same bits.
         return FeatureStatistics.load(path)
 
+    def check_imported(self, protocol: Protocol) -> None:
+        """Raises BlockedError if the protocol compares with imported statistics that are not here."""
+        path = self._path(protocol, "statistics")
+        if protocol.reference == "npz" and not path.exists():
+            raise BlockedError(f"reference: {path} is missing; run `python -m eval import-reference` on its file")
+
     def features(
         self, protocol: Protocol, open_images: OpenImages, extractor: FeatureExtractor, beat: Callable[[], None]
     ) -> np.ndarray:
         """Features (num_images, D) float32 of at most MAX_REFERENCE_FEATURES images, evenly spaced."""
-        if protocol.reference == "npz":
-            raise ValueError(f"{protocol.name} needs the features of single images; published statistics hold none")
         path = self._path(protocol, "features")
-        _drop_damaged(path, _load_features)
+        _drop_damaged(path, lambda: _check_dimension(path, _load_features(path).shape[1], extractor))
         if not path.exists():
             images = open_images()
             num_kept = min(len(images), MAX_REFERENCE_FEATURES)
@@ -100,14 +103,19 @@ class ReferenceCache:
         try:
             with np.load(file, allow_pickle=False) as data:
                 mean, covariance = (np.asarray(data[name], np.float64) for name in ("mu", "sigma"))
-        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            # numpy gives what has no names (a .npy file) as an array, and takes any other file for a pickle
             raise ValueError(f"{file} holds no published statistics (mu, sigma): {error}") from error
+        if protocol.metric != "frechet_distance":
+            raise ValueError(f"{protocol.name} is no Fréchet distance; published statistics serve no other metric")
         dimension = FEATURE_DIMENSIONS[protocol.extractor]
-        if protocol.metric != "frechet_distance" or covariance.shape != (dimension, dimension):
+        if (mean.shape, covariance.shape) != ((dimension,), (dimension, dimension)):
             raise ValueError(
-                f"{file} holds a covariance of {covariance.shape}, {protocol.name} needs a Fréchet distance's "
+                f"{file} holds mu {mean.shape} and sigma {covariance.shape}, {protocol.name} needs ({dimension},) and "
                 f"({dimension}, {dimension})"
             )
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError(f"{file} holds values that are not finite")
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         bound = replace(protocol, reference="npz", reference_digest=digest)
         statistics = FeatureStatistics(num_images, mean, covariance * (num_images - 1))
@@ -153,10 +161,15 @@ def _load_features(path: Path) -> np.ndarray:
         raise ValueError(f"{path} holds no features: {error}") from error
 
 
-def _drop_damaged(path: Path, load: Callable[[Path], object]) -> None:
-    """A cache file that cannot be read is removed, to be made again."""
+def _check_dimension(path: Path, dimension: int, extractor: FeatureExtractor) -> None:
+    if dimension != extractor.dimension:
+        raise ValueError(f"{path} holds {dimension} features, not {extractor.dimension}")
+
+
+def _drop_damaged(path: Path, check: Callable[[], object]) -> None:
+    """A cache file that cannot be used is removed, to be made again."""
     if path.exists():
         try:
-            load(path)
+            check()
         except ValueError:
             path.unlink(missing_ok=True)

@@ -8,21 +8,24 @@ from typing import Any
 
 from cluster.storage import read_json
 from cluster.tracking import Uploader
-from eval.protocol import from_description, parse_protocol
+from eval.protocol import parse_protocol
 from eval.results import DONE, all_results
+from eval.run_data import read_run
 
 SNAPSHOT_FILES = ("snapshot.json", "ema.safetensors")
 
 
 def best_result(run_directory: Path, protocol_name: str) -> dict[str, Any]:
     """The run's best number under a protocol. Raises ValueError if there is none, naming what there is."""
-    protocol_name = parse_protocol(protocol_name).name
+    protocol = parse_protocol(protocol_name)
     done = [result for result in all_results(run_directory) if result["status"] == DONE]
-    found = [result for result in done if result["protocol"]["name"] == protocol_name]
+    # Not by name alone: it does not say the version of the code that made the number.
+    digest = protocol.bind(read_run(run_directory)["manifest_digest"]).digest
+    found = [result for result in done if result["protocol"]["digest"] == digest]
     if not found:
         names = ", ".join(sorted({result["protocol"]["name"] for result in done})) or "none"
-        raise ValueError(f"{run_directory} has no number under {protocol_name}; there are: {names}")
-    best = min if from_description(found[0]["protocol"]).lower_is_better else max
+        raise ValueError(f"{run_directory} has no number under {protocol.name}; there are: {names}")
+    best = min if protocol.lower_is_better else max
     return best(found, key=lambda result: result["value"])
 
 
@@ -31,12 +34,24 @@ def register(run_directory: Path, result: Mapping[str, Any], model_name: str, al
 
     The snapshot becomes an artifact of the run's MLflow run; the version carries number, protocol and data digest as
     tags. Registering the same checkpoint again moves the aliases and adds no version. Raises FileNotFoundError if the
-    checkpoint is gone.
+    checkpoint is gone, ValueError if MLflow is away or refuses.
     """
     checkpoint = run_directory / "checkpoints" / result["checkpoint"]
     if not (checkpoint / SNAPSHOT_FILES[0]).is_file():
         raise FileNotFoundError(f"{checkpoint} is gone; evaluate a checkpoint that is kept, or raise keep_every_steps")
-    Uploader(run_directory).drain()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        Uploader(run_directory).drain()
+        return _register(run_directory, checkpoint, result, model_name, aliases)
+    except MlflowException as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"MLflow at {read_json(run_directory / 'run.json')['tracking_uri']}: {reason}") from error
+
+
+def _register(
+    run_directory: Path, checkpoint: Path, result: Mapping[str, Any], model_name: str, aliases: Sequence[str]
+) -> str:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import complete_directories, read_json
 from cluster.tracking import read_metrics
+from eval.backlog import checkpoints_of, is_final
 from eval.neighbour_files import read_neighbours
 from eval.protocol import from_description
-from eval.results import BLOCKED, DONE, FAILED, SKIPPED, all_results, grid_path, result_path
+from eval.results import DONE, all_results, grid_path, result_path
+from eval.run_data import read_run
 
 MAX_CURVE_POINTS = 2000
 MAX_GRIDS = 8
@@ -32,15 +33,16 @@ def collect(run_directories: Sequence[Path]) -> dict[str, Any]:
 
 def collect_run(directory: Path) -> dict[str, Any]:
     """One run: config, identity, training curves, evaluations by step, and what was not evaluated and why."""
-    run = read_json(directory / "run.json")
+    run = read_run(directory)
     metrics = read_metrics(directory) if (directory / "spool").is_dir() else {}
     curves = {name: thin(points) for name, points in metrics.items() if name.startswith(("train/", "system/"))}
     results = sorted(all_results(directory), key=lambda result: result["step"])
+    done = {_key(r) for r in results if r["status"] == DONE}
     batch = flat_config(run["config"]).get("train.global_batch_size")
     started = min((point[2] for points in metrics.values() for point in points), default=None)
     evaluations = [_evaluation(r, batch, _hours(r, metrics, started)) for r in results if r["status"] == DONE]
     return {
-        "name": run["run"],
+        "name": directory.name,
         "directory": str(directory),
         "config": flat_config(run["config"]),
         "config_digest": run.get("config_digest"),
@@ -50,10 +52,10 @@ def collect_run(directory: Path) -> dict[str, Any]:
         "num_steps": run.get("num_steps"),
         "finished": (directory / "FINISHED.json").exists(),
         "versions": {**run.get("versions", {}), **(evaluations[-1].get("versions", {}) if evaluations else {})},
-        "checkpoints": [path.name for path in complete_directories(directory / "checkpoints")],
+        "checkpoints": [path.name for _, path in checkpoints_of(directory)],
         "curves": curves,
         "evaluations": evaluations,
-        "not_evaluated": [_problem(r) for r in results if r["status"] in (BLOCKED, FAILED, SKIPPED)],
+        "not_evaluated": [_problem(r) for r in results if r["status"] != DONE and _key(r) not in done],
         "grids": _grids(directory, results),
         "neighbours": _neighbours(directory, results),
     }
@@ -97,6 +99,11 @@ def initial_weight_share(result: Mapping[str, Any]) -> float | None:
     return ema.get("initial_weight_share") if isinstance(ema, Mapping) else None
 
 
+def _key(result: Mapping[str, Any]) -> tuple[int, str]:
+    """Of two attempts at one step, one may have a number that the other has not."""
+    return result["step"], result["protocol"]["digest"]
+
+
 def _evaluation(result: Mapping[str, Any], global_batch_size: int | None, hours: float | None) -> dict[str, Any]:
     return {
         **result,
@@ -124,6 +131,7 @@ def _problem(result: Mapping[str, Any]) -> dict[str, Any]:
         "protocol": result["protocol"]["name"],
         "status": result["status"],
         "reason": result.get("reason", ""),
+        "final": is_final(result),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.storage import read_json, write_json_atomic
 from eval.backlog import Job, Selection, find_runs, is_final, jobs_of_run
-from eval.protocol import parse_protocol
+from eval.protocol import from_description, parse_protocol
 from eval.results import DONE, read_result
 
 
@@ -34,7 +34,9 @@ def request_evaluation(storage: Path, run_name: str, protocol: str, step: int | 
     job.result_path.unlink(missing_ok=True)
     folder = _folder(storage)
     folder.mkdir(exist_ok=True)
-    write_json_atomic(folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json", {**answer, "time": time.time()})
+    # Described, not named: a name does not say every setting of a protocol.
+    request = {**answer, "protocol": job.protocol.describe(), "time": time.time()}
+    write_json_atomic(folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json", request)
     return {"status": "queued", **answer}
 
 
@@ -55,7 +57,7 @@ def _job(storage: Path, path: Path) -> Job | None:
     """None if the run or the checkpoint is gone, or the file is not a request."""
     try:
         request = read_json(path)
-        protocol, run = parse_protocol(request["protocol"]), find_runs(storage, Path(request["run"]).name)
+        protocol, run = from_description(request["protocol"]), find_runs(storage, Path(request["run"]).name)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     jobs = jobs_of_run(run[0], [protocol], Selection()) if run else []

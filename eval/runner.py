@@ -4,14 +4,16 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.lease import Lease, LostLeaseError, holding
-from cluster.tracking import Spool, Uploader
-from eval.backlog import MAX_ATTEMPTS, Job, is_final
+from cluster.spool import Spool, read_events
+from cluster.tracking import Uploader
+from eval.attempts import MAX_ATTEMPTS, begin_attempt, end_attempt
+from eval.backlog import Job, is_final
 from eval.errors import BlockedError
 from eval.evaluation import Evaluation, RunBlocks, discard_work, evaluate, run_here
 from eval.grids import make_grid, write_png
@@ -42,49 +44,58 @@ class Runner:
         with holding(job.lease_path) as lease:
             if lease is None:
                 return None
-            known = read_result(job.result_path)
-            if known is not None and is_final(known):
-                return known
-            attempts = max(int((known or {}).get("attempts", 0)) + 1, lease.attempt)
-            try:
-                result = self._evaluate(job, lease, attempts)
-            except (LostLeaseError, StopRequestedError):
-                return None
-            write_result(job.result_path, result)
-            if result["status"] == DONE:
-                discard_work(self._evaluation(job))
-                _spool_result(job, result)
+            result = read_result(job.result_path)
+            if result is None or not is_final(result):
+                result = self._attempt(job, lease, result)
+                if result is None:
+                    return None
+            _finish(job, result)
         self.upload(job.run_directory)
         return result
 
-    def _evaluate(self, job: Job, lease: Lease, attempts: int) -> dict[str, Any]:
+    def _attempt(self, job: Job, lease: Lease, known: dict[str, Any] | None) -> dict[str, Any] | None:
+        counted = begin_attempt(job.work_folder, known)
+        try:
+            result = self._evaluate(job, lease, counted)
+        except StopRequestedError:
+            end_attempt(job.work_folder)
+            return None
+        except LostLeaseError:
+            return None
+        write_result(job.result_path, result)
+        end_attempt(job.work_folder)
+        return result
+
+    def _evaluate(self, job: Job, lease: Lease, counted: dict[str, int]) -> dict[str, Any]:
         def beat() -> None:
             lease.check()
             if self.stop_requested():
                 raise StopRequestedError
 
-        if attempts > MAX_ATTEMPTS:
+        if counted["attempts"] > MAX_ATTEMPTS:
             reason = f"{MAX_ATTEMPTS} evaluators died or failed on it; delete the result file to try again"
-            return self._record(job, FAILED, reason, attempts)
+            return self._record(job, FAILED, reason, counted)
         try:
             result, preview = evaluate(self._evaluation(job), self.run_blocks, beat)
         except BlockedError as error:
-            return self._record(job, BLOCKED, str(error), attempts=0)
+            return self._record(job, BLOCKED, str(error), {**counted, "attempts": 0})
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             if not job.checkpoint.exists():
-                return self._record(job, SKIPPED, "the checkpoint was deleted before it was evaluated", attempts)
+                return self._record(job, SKIPPED, "the checkpoint was deleted before it was evaluated", counted)
             _log.debug("evaluation of %s failed", job.checkpoint, exc_info=True)
-            return self._record(job, FAILED, f"{type(error).__name__}: {error}", attempts)
+            # A ValueError of ours is a sentence by itself.
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            return self._record(job, FAILED, reason, counted)
         lease.check()
         if preview is not None:
             write_png(grid_path(job.run_directory, job.checkpoint.name, job.protocol), make_grid(preview))
-        return {**result, **self._record(job, DONE, "", attempts)}
+        return {**result, **self._record(job, DONE, "", counted)}
 
-    def _record(self, job: Job, status: str, reason: str, attempts: int) -> dict[str, Any]:
+    def _record(self, job: Job, status: str, reason: str, counted: Mapping[str, int]) -> dict[str, Any]:
         return {
             "status": status,
             "reason": reason,
-            "attempts": attempts,
+            **counted,
             "time": self.clock(),
             "evaluator": f"{socket.gethostname()}:{os.getpid()}",
             "checkpoint": job.checkpoint.name,
@@ -110,7 +121,8 @@ class StopRequestedError(Exception):
 def record_skip(job: Job, reason: str, clock: Callable[[], float] = time.time) -> None:
     """Write down that a job will not be done, and why."""
     runner = Runner(EvaluationSettings(), clock=clock)
-    write_result(job.result_path, runner._record(job, SKIPPED, reason, attempts=0))
+    write_result(job.result_path, runner._record(job, SKIPPED, reason, {"attempts": 0}))
+    discard_work(job.work_folder)
 
 
 def upload(run_directory: Path) -> None:
@@ -132,9 +144,22 @@ def metric_values(result: dict[str, Any]) -> dict[str, float]:
     return values
 
 
+def _finish(job: Job, result: dict[str, Any]) -> None:
+    """What follows a result. A kill may come before any part of it, so it is gone through again when found undone."""
+    if result["status"] == DONE:
+        _spool_result(job, result)
+    if result["status"] in (DONE, SKIPPED):
+        discard_work(job.work_folder)
+
+
 def _spool_result(job: Job, result: dict[str, Any]) -> None:
     # One writer per evaluation: several evaluators never share a file, and points may come in any order of steps.
-    spool = Spool(job.run_directory, f"eval-{job.checkpoint.name}-{job.protocol.digest[:12]}")
+    writer = f"eval-{job.checkpoint.name}-{job.protocol.digest[:12]}"
+    path = job.run_directory / "spool" / f"{writer}.jsonl"
+    spooled = {event.get("path") for event, _ in read_events(path)} if path.exists() else set()
+    if str(job.result_path.relative_to(job.run_directory)) in spooled:
+        return  # it is written last
+    spool = Spool(job.run_directory, writer)
     spool.metrics(metric_values(result), job.step)
     grid = grid_path(job.run_directory, job.checkpoint.name, job.protocol)
     if grid.exists():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.errors import BlockedError
+from eval.errors import NOT_FINITE, BlockedError
 from eval.protocol import Protocol
 from models.likelihood import variational_bound
 from models.samplers import sample, to_uint8
@@ -85,7 +85,7 @@ def _draw(snapshot: Snapshot, protocol: Protocol, indices: Tensor, beat: Callabl
             eta=protocol.eta,
             progress=lambda *_: beat(),
         )
-    return to_uint8(images).cpu()
+    return to_uint8(_finite(images)).cpu()
 
 
 @torch.inference_mode()
@@ -103,7 +103,14 @@ def bits_per_dim(
         bound = variational_bound(
             snapshot.model, snapshot.diffusion, x_0, indices, protocol.seed, progress=lambda *_: beat()
         )
-    return bound.total.double().cpu()
+    return _finite(bound.total).double().cpu()
+
+
+def _finite(values: Tensor) -> Tensor:
+    """The values as they are. Raises ValueError if one is NaN or infinite, as from a network that has diverged."""
+    if not torch.isfinite(values).all():
+        raise ValueError(NOT_FINITE)
+    return values
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.tracking import Spool
+from eval.backlog import warn_once
 from eval.report import write_report
 
 _TIME_FORMAT = "%Y%m%d-%H%M%S"
@@ -16,17 +17,23 @@ def write_scheduled_reports(storage: Path, runs: Sequence[Path], now_seconds: fl
     Runs' own reports are spooled as MLflow artifacts. Yields the HTML files. now_seconds: unix time; now by default.
     """
     stamp = time.strftime(_TIME_FORMAT, time.localtime(now_seconds))
+    reported = []
     for run in runs:
         path = run / "reports" / f"{stamp}.html"
-        write_report([run], path)
+        try:
+            write_report([run], path)
+        except (OSError, ValueError, KeyError) as error:
+            warn_once(f"{run} gets no report: {type(error).__name__}: {error}")
+            continue
+        reported.append(run)
         spool = Spool(run, f"eval-report-{stamp}")
         spool.artifact(path, "reports")
         spool.artifact(path.with_suffix(".json"), "reports")
         spool.close()
         yield path
-    if len(runs) > 1:
+    if len(reported) > 1:
         path = storage / "reports" / f"{stamp}.html"
-        write_report(runs, path)
+        write_report(reported, path)
         yield path
 
 

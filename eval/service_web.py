@@ -4,7 +4,6 @@ requests become files that the evaluator finds, so the page may be restarted, or
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel
 
+from cluster.lease import is_held
 from eval.backlog import Selection, find_runs, is_final, jobs_of_run
 from eval.heartbeat import living_evaluators
 from eval.page_data import dashboard, render_runs, render_shell
@@ -67,7 +67,7 @@ def build_app(storage: Path, protocols: Sequence[Protocol], selection: Selection
 
     @app.get("/healthz")
     def healthz() -> JSONResponse:
-        living = living_evaluators(storage, find_runs(storage), time.time())
+        living = living_evaluators(storage)
         answer = {"status": "ok" if living else "no evaluator is running", "evaluators": living}
         return JSONResponse(answer, status_code=200 if living else 503)
 
@@ -87,7 +87,7 @@ def read_status(storage: Path, protocols: Sequence[Protocol], selection: Selecti
     runs = find_runs(storage)
     requested = {job.result_path for job in requested_jobs(storage)}
     return {
-        "evaluators": living_evaluators(storage, runs, time.time()),
+        "evaluators": living_evaluators(storage),
         "requested": [_state(job, True) for job in requested_jobs(storage)],
         "runs": [
             {
@@ -103,7 +103,7 @@ def read_status(storage: Path, protocols: Sequence[Protocol], selection: Selecti
 
 
 def _state(job: Any, requested: bool) -> dict[str, Any]:
-    result = read_result(job.result_path) or {"status": "running" if job.lease_path.exists() else "waiting"}
+    result = read_result(job.result_path) or {"status": "running" if is_held(job.lease_path) else "waiting"}
     return {
         "run": job.run_directory.name,
         "step": job.step,

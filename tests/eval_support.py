@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from cluster.tracking import Spool, default_tracking_uri
 from data_pipeline.manifest import load_manifest
 from data_pipeline.pack import PackOptions, pack
 from data_pipeline.sources import ArraySource
+from eval.backlog import Job
 from models.config import DiffusionConfig, ModelConfig, build_model
 from models.snapshot import write_snapshot
 
@@ -77,3 +79,10 @@ def make_checkpoint(directory: Path, step: int, attempt: str = "aaaa") -> Path:
         write_snapshot(folder, tensors, MODEL, DIFFUSION, provenance)
 
     return commit_directory(directory / "checkpoints", f"step-{step:08d}-{attempt}", write, {"step": step})
+
+
+def made_up_result(job: Job, status: str = "done", **fields: Any) -> dict[str, Any]:
+    """A result file's content for a job that nobody worked on."""
+    number = {"value": 1.0} if status == "done" else {}
+    described = {"checkpoint": job.checkpoint.name, "step": job.step, "protocol": job.protocol.describe()}
+    return {"status": status, **described, **number, **fields}

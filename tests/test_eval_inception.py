@@ -18,7 +18,7 @@ from torch import nn
 
 from eval.errors import BlockedError
 from eval.features import build_extractor
-from eval.inception import resize_clean
+from eval.inception import Inception, resize_clean
 from eval.protocol import parse_protocol
 from eval.scores import kernel_distance
 from eval.statistics import FeatureStatistics, statistics_distance
@@ -93,7 +93,7 @@ def test_features_fid_and_kid_equal_clean_fids(folder, images, picture_folder, m
         assert statistics_distance(*halves) == pytest.approx(fid_from_feats(expected[:18], expected[18:]), rel=1e-4)
     np.random.seed(3)
     reference = clean_fid_kernel_distance(expected[:20], expected[20:], num_subsets=20, max_subset_size=12)
-    value, _ = kernel_distance(few[:20], few[20:], seed=3, num_subsets=20, max_subset_size=12)
+    value, _, _ = kernel_distance(few[:20], few[20:], seed=3, num_subsets=20, max_subset_size=12)
     assert value == pytest.approx(reference, rel=1e-4)
 
 
@@ -137,3 +137,21 @@ if "RAYDDPM_WEIGHTS" in os.environ:
         folder = Path(os.environ["RAYDDPM_WEIGHTS"])
         features = build_extractor(parse_protocol(MODES[mode]), folder)(images).numpy()
         np.testing.assert_allclose(features, theirs(folder, mode, picture_folder), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_network_without_parameters_is_taken_as_it_is():
+    class Layers(torch.nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3))[:, :1].expand(-1, 2048)
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = Layers()
+
+        def forward(self, x, return_features: bool = False, no_output_bias: bool = False):
+            return self.layers(x)
+
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    assert Inception(torch.jit.script(Network()).eval(), "clean")(images).shape == (2, 2048)

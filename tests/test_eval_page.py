@@ -3,7 +3,10 @@
 import base64
 import itertools
 import json
+import multiprocessing
+import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -15,16 +18,18 @@ import pytest
 import uvicorn
 
 from cluster.lease import try_lease
+from eval import heartbeat
 from eval.backlog import Selection
+from eval.heartbeat import Heartbeat, living_evaluators
+from eval.page_data import dashboard, render_runs
 from eval.protocol import parse_protocol
 from eval.requests import request_evaluation, requested_jobs
 from eval.results import all_results, write_result
 from eval.runner import Runner
-from eval.schedule import cron_trigger, ticking
 from eval.service import Service
-from eval.service_web import build_app
+from eval.service_web import build_app, read_status
 from eval.settings import EvaluationSettings
-from tests.eval_support import make_run
+from tests.eval_support import made_up_result, make_run
 
 SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=16, num_bootstrap=2)
 PROTOCOL = parse_protocol("fd_efficientnet_lite0_8_ddim2")
@@ -89,11 +94,64 @@ def test_a_request_for_a_failed_evaluation_makes_it_again(tmp_path):
     storage = tmp_path / "runs"
     make_run(storage, steps=(100,))
     [job] = service(storage).jobs()
-    write_result(job.result_path, {"status": "failed", "attempts": 3, "time": time.time()})
+    write_result(job.result_path, made_up_result(job, "failed", attempts=3, time=time.time()))
     assert service(storage).due() == []
     assert request_evaluation(storage, "run-a", PROTOCOL.name)["status"] == "queued"
     assert service(storage).run_once() == 1
     assert json.loads(job.result_path.read_text())["status"] == "done"
+
+
+def test_a_request_keeps_every_setting_of_its_protocol(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(100,))
+    asked = f"fid_clean_512:extractor_sha256={'ab' * 32}"
+    assert request_evaluation(storage, "run-a", asked)["protocol"] == "fd_inception_abababab_clean_512"
+    [job] = requested_jobs(storage)
+    assert job.protocol.extractor_sha256 == "ab" * 32
+
+
+def test_an_evaluator_that_was_killed_is_neither_alive_nor_at_work(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(100,))
+    [job] = service(storage).jobs()
+
+    def work_and_die():
+        Heartbeat(storage).write(job)
+        try_lease(job.lease_path)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=work_and_die)
+    process.start()
+    process.join()
+    assert list((storage / "evaluators").glob("*.json"))
+    assert living_evaluators(storage) == []
+    [run] = read_status(storage, [PROTOCOL], Selection())["runs"]
+    assert [job["status"] for job in run["queue"]] == ["waiting"]
+
+
+def test_an_evaluator_is_alive_however_long_it_pauses(tmp_path, monkeypatch):
+    storage = tmp_path / "runs"
+    storage.mkdir()
+    monkeypatch.setattr(heartbeat, "ALIVE_SECONDS", 1.0)
+    idle = Heartbeat(storage)
+    idle.write(None)
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        assert living_evaluators(storage)
+        time.sleep(0.1)
+    idle.remove()
+    assert living_evaluators(storage) == []
+
+
+def test_final_failures_and_skips_are_on_the_page(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(1000, 2000))
+    newer, older = service(storage).jobs()
+    write_result(newer.result_path, made_up_result(newer, "failed", attempts=3, reason="out of <memory>"))
+    write_result(older.result_path, made_up_result(older, "skipped", reason="it was deleted"))
+    html = render_runs(dashboard(storage, [PROTOCOL], Selection()))
+    assert "out of &lt;memory&gt;" in html
+    assert "it was deleted" in html
 
 
 def test_the_json_names_every_wanted_evaluation_and_its_state(tmp_path):
@@ -102,7 +160,8 @@ def test_the_json_names_every_wanted_evaluation_and_its_state(tmp_path):
     polling = service(storage)
     jobs = {job.step: job for job in polling.jobs()}
     polling.runner.run(jobs[3000])
-    write_result(jobs[1000].result_path, {"status": "blocked", "reason": "weights: none", "time": time.time()})
+    blocked = made_up_result(jobs[1000], "blocked", reason="weights: none", time=time.time())
+    write_result(jobs[1000].result_path, blocked)
     with page(storage) as url, try_lease(jobs[2000].lease_path):
         _, body = get(f"{url}/api/status")
     [run] = json.loads(body)["runs"]
@@ -171,19 +230,6 @@ def test_a_scheduled_time_brings_the_newest_numbers_and_reports(tmp_path):
         reports = json.loads(body)["reports"]
         assert len(reports) == 3
         assert get(f"{url}/files/{reports[0]}")[0] == 200
-
-
-def test_cron_expressions_are_read_and_wrong_ones_refused():
-    from datetime import UTC, datetime
-
-    start = datetime(2026, 1, 1, 5, 0, tzinfo=UTC)
-    fire = cron_trigger("30 6 * * *").get_next_fire_time(None, start)
-    assert (fire.minute, fire.hour) == (30, 6)
-    with ticking("0 0 1 1 *") as due:
-        assert not due.is_set()
-    for wrong in ("hourly", "61 * * * *", "* * * *"):
-        with pytest.raises(ValueError, match="minute hour day month weekday"):
-            cron_trigger(wrong)
 
 
 class Browser:

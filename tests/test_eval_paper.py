@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eval.__main__ import main
-from eval.paper import PUBLISHED, differences, paper_table
+from eval.paper import PUBLISHED, differences, format_number, paper_table
 from eval.protocol import parse_protocol
 from eval.registry import best_result
 from models.snapshot import load_snapshot
@@ -40,11 +40,27 @@ def test_the_papers_own_protocol_differs_only_in_the_data():
         ("fd_efficientnet_lite0_50k", 32, {}, "nothing in common"),
         ("fid_tf_50k", 32, {"initial_weight_share": 0.82}, "82 % of the averaged weights"),
         ("bits_per_dim_512", 32, {}, "512 training images"),
+        ("fid_tf_10k", 32, {}, "fewer give a larger distance"),
+        ("is_tf_10k", 32, {}, "fewer give a smaller Inception Score"),
+        ("kid_tf_50k", 32, {}, "the paper gives no kernel distance"),
+        ("pr_tf_50k", 32, {}, "the paper gives no precision or recall"),
     ],
 )
 def test_every_difference_is_spelled_out(name, size, extra, said):
     found = differences(result_of(name, **extra), size)
     assert any(said in difference for difference in found), found
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("fid_tf_50k", "ddpm with 20 steps"), ("bits_per_dim_50k", "a bound of 20 terms")]
+)
+def test_all_steps_are_those_of_the_run(name, said):
+    assert any(said in difference for difference in differences(result_of(name), 32, num_timesteps=20))
+    assert not any(" 20 " in difference for difference in differences(result_of(name), 32, num_timesteps=1000))
+
+
+def test_small_numbers_keep_their_digits():
+    assert [format_number(value) for value in (3.1749, 0.0023456, -0.00021)] == ["3.17", "0.00235", "-0.00021"]
 
 
 def test_the_table_shows_the_best_number_of_each_protocol(tmp_path):

@@ -58,6 +58,34 @@ def test_one_actor_three_actors_and_none_give_the_same_number(ray_here, tmp_path
     assert len({str(result["interval"]) for result in results.values()}) == 1
 
 
+def test_actors_the_cluster_has_no_room_for_hold_nothing_up(ray_here, tmp_path):
+    from eval.service_pool import RayPool
+
+    job, started = job_in(tmp_path), time.monotonic()
+
+    def beat():
+        assert time.monotonic() - started < 60
+
+    actors = PoolSettings(4, cpus_per_actor=1.5)  # two fit
+    blocks = RayPool(actors)(job.checkpoint, job.protocol, tmp_path, SETTINGS, [0, 1, 2, 3], beat)
+    assert sorted(blocks) == [0, 1, 2, 3]
+
+
+def test_no_room_for_any_actor_is_said_and_can_be_stopped(ray_here, tmp_path, monkeypatch, caplog):
+    from eval import service_pool
+
+    monkeypatch.setattr(service_pool, "_ROOM_SECONDS", 0.0)
+    job = job_in(tmp_path)
+
+    def beat():
+        raise TimeoutError
+
+    pool = service_pool.RayPool(PoolSettings(1, cpus_per_actor=99))
+    with pytest.raises(TimeoutError):
+        list(pool(job.checkpoint, job.protocol, tmp_path, SETTINGS, [0], beat))
+    assert "no 99 CPUs and 0 GPUs free" in caplog.text
+
+
 def test_a_killed_actors_block_is_given_to_another(ray_here, tmp_path):
     from eval.service_pool import RayPool
 
@@ -99,7 +127,7 @@ def test_an_evaluator_killed_in_the_middle_is_resumed_by_any_number_of_actors_bi
 
     resumed = Runner(settings, RayPool(PoolSettings(after)), upload=lambda run_directory: None).run(job)
     assert resumed["num_blocks_resumed"] >= 1
-    assert resumed["attempts"] == 2
+    assert resumed["attempts"] == 1  # the one that was killed had got on
     assert (resumed["value"], resumed["interval"]) == (whole["value"], whole["interval"])
 
 
