@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.tracking import read_metrics
+from cluster.tracking_uri import redacted
 from eval.backlog import checkpoints_of, is_final
 from eval.neighbour_files import read_neighbours
 from eval.protocol import from_description
@@ -62,13 +63,13 @@ def collect_run(directory: Path) -> dict[str, Any]:
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"dropout": 0.1}} -> {"model.dropout": 0.1}."""
+    """{"model": {"dropout": 0.1}} -> {"model.dropout": 0.1}; a password in an address is left out."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
             flat.update(flat_config(value, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[f"{prefix}{key}"] = redacted(value) if isinstance(value, str) else value
     return flat
 
 

@@ -11,7 +11,7 @@ import pytest
 from eval.curves import distance_chart, format_value, loss_chart, smooth
 from eval.protocol import parse_protocol
 from eval.report import write_report
-from eval.report_data import collect, thin
+from eval.report_data import collect, flat_config, thin
 from eval.results import grid_path, result_path, write_result
 from eval.runner import metric_values
 from tests.eval_support import make_run
@@ -224,3 +224,8 @@ def test_numbers_read_well(value, text):
 def test_metric_names_carry_the_protocol(run):
     done = next(e for e in collect([run])["runs"][0]["evaluations"] if e["protocol"]["name"] == FD.name)
     assert metric_values(done) == {f"eval/{FD.name}": 90.0, f"eval/{FD.name}/standard_error": 0.5}
+
+
+def test_no_password_of_an_address_is_in_a_report() -> None:
+    config = {"run": {"tracking_uri": "https://me:secret@host/"}, "data": {"path": "https://me:secret@host/set"}}
+    assert flat_config(config) == {"run.tracking_uri": "https://***@host/", "data.path": "https://***@host/set"}
