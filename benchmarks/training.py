@@ -131,11 +131,14 @@ def ours(
     return case.batch * len(seconds) / sum(seconds), seconds, others
 
 
-def longest_stall(seconds: list[float]) -> float:
-    """How much longer than the median the longest step is that follows a checkpoint, as a fraction of the median."""
+def longest_stalls(seconds: list[float]) -> tuple[float, float]:
+    """How much longer than the median the longest step is of those that follow a checkpoint, and of all others."""
     # The list begins after the warm steps; the checkpoint of step s is taken at its end and written during later ones.
-    after = [s for number, s in enumerate(seconds, NUM_WARM_STEPS + 1) if (number - 1) % CHECKPOINT_STEPS in (0, 1, 2)]
-    return max(after) / statistics.median(seconds) - 1
+    after, others = [], []
+    for number, value in enumerate(seconds, NUM_WARM_STEPS + 1):
+        (after if (number - 1) % CHECKPOINT_STEPS in (0, 1, 2) else others).append(value)
+    median = statistics.median(seconds)
+    return max(after) / median - 1, max(others) / median - 1
 
 
 def main(
@@ -164,12 +167,14 @@ def main(
             speed, seconds, metrics = ours(case, num_steps, launcher, data, Path(folder) / str(number))
             away, _, _ = ours(case, num_steps, launcher, data, Path(folder) / f"away-{number}", NOBODY)
             after, draws = bare(case, num_steps)
+            stall, other_stall = longest_stalls(seconds)
             row = {
                 "bare_images_per_second": (before + after) / 2,
                 "ours_images_per_second": speed,
                 "ratio": 2 * speed / (before + after),
                 "ratio_without_mlflow": 2 * away / (before + after),
-                "longest_stall": longest_stall(seconds),
+                "longest_stall": stall,
+                "longest_stall_elsewhere": other_stall,
                 "draws_by_position": draws,
                 "median_step_seconds": statistics.median(seconds),
                 "snapshot_seconds": max(metrics["checkpoint/stall_seconds"]),
