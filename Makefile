@@ -24,7 +24,7 @@ install: .venv/installed
 demo: install
 	@$(BIN)/python -m cluster demo $(DEMO)
 
-# Two at a time, since most of a test is waiting for processes to start; then those that measure time.
+# Two at a time; then those that start several processes or measure time.
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest -m alone

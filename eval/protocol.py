@@ -105,7 +105,7 @@ class Protocol:
         if self.num_sampling_steps is not None and self.num_sampling_steps < 1:
             raise ValueError(f"num_sampling_steps={self.num_sampling_steps}: give at least 1, or none for all steps")
         if not self.needs_samples and (self.sampler, self.num_sampling_steps) != ("ddpm", None):
-            raise ValueError(f"sampler={self.sampler} with {self.metric}: it samples nothing, leave the sampler out")
+            raise ValueError(f"sampler={self.sampler} with {self.metric}: it needs no sampler, leave it out")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta}: allowed is 0 (deterministic) to 1 (ancestral)")
         if self.eta and self.sampler != "ddim":

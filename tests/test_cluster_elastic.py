@@ -19,6 +19,8 @@ from tests.cluster_support import Cluster
 from tests.trainer_support import ROOT, command, digits, losses
 from trainer.stop import checkpoint_path
 
+pytestmark = pytest.mark.alone
+
 TRAINING = [
     *("--preset", "demo", "--workers.num_workers", "2", "--workers.min_workers", "1"),
     *("--workers.resize_check_seconds", "3", "--train.global_batch_size", "12", "--data.ledger", "true"),

@@ -128,13 +128,18 @@ def test_statistics_that_were_not_imported_block_instead_of_using_other_images(t
     protocol = parse_protocol("fid_clean_50k_npz0123456789abcdef")
     with pytest.raises(BlockedError, match="import-reference"):
         ReferenceCache(tmp_path).statistics(protocol, pytest.fail, None, lambda: None)
-    kernel = parse_protocol("kid_clean_50k_npz0123456789abcdef")
     with pytest.raises(ValueError, match="single images"):
-        ReferenceCache(tmp_path).features(kernel, pytest.fail, None, lambda: None)
+        parse_protocol("kid_clean_50k_npz0123456789abcdef")
 
 
-@pytest.mark.parametrize("protocol", ["kid_clean_10k", "fd_efficientnet_lite0_5k"])
-def test_statistics_that_do_not_fit_the_protocol_are_refused(published, tmp_path, protocol, capsys):
+@pytest.mark.parametrize(
+    ("protocol", "expected"),
+    [
+        ("kid_clean_10k", "kid_clean_10k is no Fréchet distance"),
+        ("fd_efficientnet_lite0_5k", "holds mu (2048,) and sigma (2048, 2048), fd_efficientnet_lite0_5k needs (1280,)"),
+    ],
+)
+def test_statistics_that_do_not_fit_the_protocol_are_refused(published, tmp_path, protocol, expected, capsys):
     arguments = ["import-reference", str(published), str(tmp_path), "50000", "--protocol", protocol]
     assert main(arguments) == 2
-    assert "needs a Fréchet distance's" in capsys.readouterr().err
+    assert expected in capsys.readouterr().err

@@ -17,6 +17,8 @@ from eval.results import all_results
 from tests.cluster_support import Cluster, started_cluster
 from tests.trainer_support import ROOT, digits
 
+pytestmark = pytest.mark.alone
+
 TRAINING = [
     *("--preset", "demo", "--workers.num_workers", "1", "--train.global_batch_size", "12"),
     *("--model.channel_multipliers", "[1]", "--model.num_res_blocks", "1", "--model.attention_resolutions", "[8]"),

@@ -17,6 +17,8 @@ from cluster.storage import read_json
 from tests.fault_support import TINY, Running, run, wait_for
 from tests.trainer_support import ROOT
 
+pytestmark = pytest.mark.alone
+
 PACED = "step.before:again:delay=0.1"
 
 
@@ -74,7 +76,6 @@ def assert_in_mlflow_once(directory: Path, uri: str, num_steps: int) -> str:
     return run.info.status
 
 
-@pytest.mark.alone
 def test_an_mlflow_server_may_be_away_at_the_start_in_the_middle_and_at_the_end(data: Path, tmp_path: Path) -> None:
     server, directory = Server(tmp_path), tmp_path / "run"
     arguments = [*TINY, "--data.path", str(data), "--run.storage", str(tmp_path), "--run.name", "run"]

@@ -23,6 +23,8 @@ from tests.test_cluster_elastic import two_nodes
 from tests.trainer_support import ROOT, losses
 from trainer.checkpoint import step_of
 
+pytestmark = pytest.mark.alone
+
 TRAINING = [*TINY, "--launcher", "ray", "--workers.num_workers", "2"]
 NEVER = "1000000"
 PACED = "step.after:rank=0:again:delay=0.2"

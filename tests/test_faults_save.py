@@ -15,6 +15,8 @@ from cluster.storage import COMPLETE, complete_directories, verify
 from tests.fault_support import TINY, Ended, Running, assert_same_run, checkpoint_names, run, wait_for
 from tests.machine_support import cannot_run
 
+pytestmark = pytest.mark.alone
+
 STEPS = 8
 
 

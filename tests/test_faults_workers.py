@@ -19,6 +19,8 @@ from tests.fault_support import TINY, Ended, Running, assert_same_run, audited, 
 from tests.trainer_support import ROOT, final_weights, losses
 from trainer.checkpoint import step_of
 
+pytestmark = pytest.mark.alone
+
 STEPS = 8
 # Attention adds the key bias to all logits of a row alike: its true gradient is 0, and Adam turns the rounding noise
 # that is left of it into steps of full size.

@@ -22,6 +22,8 @@ from trainer.plan import plan
 from trainer.run import open_run, run_lease
 from trainer.worker import train_worker
 
+pytestmark = pytest.mark.alone
+
 ARGUMENTS = [
     *("--preset", "demo", "--launcher", "local", "--workers.num_workers", "2"),
     *("--model.channel_multipliers", "[1]", "--model.num_res_blocks", "1", "--model.attention_resolutions", "[8]"),

@@ -22,6 +22,8 @@ from trainer.plan import plan
 from trainer.run import open_run, run_lease
 from trainer.worker import train_worker
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
