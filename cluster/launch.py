@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException
 
-from cluster.process import end_with_parent, memory_settings
+from cluster.process import end_with_parent
 
 _GRACE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -100,7 +100,6 @@ def _run_here(function: WorkerFunction, run_directory: str, resources: Resources
 def _spawn(function: WorkerFunction, run_directory: str, resources: Resources) -> None:
     """One process a worker, to their end."""
     address = f"tcp://127.0.0.1:{_free_port()}"
-    os.environ.update(memory_settings())  # for the processes that are spawned here
     _join(
         torch.multiprocessing.spawn(
             _local_worker, args=(function, run_directory, resources, address), nprocs=resources.num_workers, join=False

@@ -11,16 +11,6 @@ _ROOT = Path(__file__).resolve().parents[1]
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def memory_settings() -> dict[str, str]:
-    """Variables for a new process that trains on the CPU: glibc keeps freed memory instead of giving it back.
-
-    Otherwise each step asks the kernel for its activations anew, and under Ray, where training runs in a thread of its
-    own, from an arena of small heaps (docs/EXPERIMENTS.md). What the user has set stays.
-    """
-    keep = {"MALLOC_ARENA_MAX": 1, "MALLOC_TRIM_THRESHOLD_": 2**32, "MALLOC_MMAP_THRESHOLD_": 2**25}
-    return {name: os.environ.get(name, str(value)) for name, value in keep.items()}
-
-
 def end_with_parent(number: signal.Signals, parent_pid: int | None = None) -> None:
     """Have the kernel send `number` to this process when the thread that started it ends. Linux only; else nothing.
 

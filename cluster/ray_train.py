@@ -14,7 +14,6 @@ import torch
 
 from cluster.launch import LaunchError, Resources, Worker, WorkerFunction, in_ray_job
 from cluster.local import LOCAL_SETTINGS, client_environment
-from cluster.process import memory_settings
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,7 +56,6 @@ def launch_ray(
             name=attempt,
             storage_path=str(run_directory / "ray"),
             failure_config=FailureConfig(max_failures=resources.max_failures),
-            **_worker_settings(),
             callbacks=[_watching_controller(partial(before_resize, run_directory), before_restart)],
         ),
         torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_seconds),
@@ -103,11 +101,6 @@ def _num_workers(resources: Resources) -> dict[str, Any]:
         "num_workers": (resources.min_workers, resources.num_workers),
         "elastic_resize_monitor_interval_s": resources.resize_check_seconds,
     }
-
-
-def _worker_settings() -> dict[str, Any]:
-    """Fields of RunConfig, of which the same holds."""
-    return {"worker_runtime_env": {"env_vars": memory_settings()}}
 
 
 def _watching_controller(before_resize: Callable[[], object], before_restart: Callable[[], object]) -> Any:
