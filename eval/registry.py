@@ -7,12 +7,14 @@ from shutil import copyfile
 from typing import Any
 
 from cluster.storage import read_json
-from cluster.tracking import Uploader
+from cluster.tracking import Uploader, UploadError
+from cluster.tracking_uri import redacted
 from eval.protocol import parse_protocol
 from eval.results import DONE, all_results
 from eval.run_data import read_run
 
 SNAPSHOT_FILES = ("snapshot.json", "ema.safetensors")
+_SENDING_SECONDS = 30.0  # that another process may take to send the spool
 
 
 def best_result(run_directory: Path, protocol_name: str) -> dict[str, Any]:
@@ -42,11 +44,12 @@ def register(run_directory: Path, result: Mapping[str, Any], model_name: str, al
     from mlflow.exceptions import MlflowException
 
     try:
-        Uploader(run_directory).drain()
+        Uploader(run_directory).drain(_SENDING_SECONDS)
         return _register(run_directory, checkpoint, result, model_name, aliases)
-    except MlflowException as error:
+    except (MlflowException, UploadError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"MLflow at {read_json(run_directory / 'run.json')['tracking_uri']}: {reason}") from error
+        uri = read_json(run_directory / "run.json")["tracking_uri"]
+        raise ValueError(redacted(f"MLflow at {uri}: {reason}")) from error
 
 
 def _register(
