@@ -128,7 +128,7 @@ def test_one_broken_run_stops_neither_evaluations_nor_reports(tmp_path, caplog):
     assert outcomes(run) == outcomes(copy) == {100: "done"}
     assert list(run.glob("reports/*.html"))
     [comparison] = (storage / "reports").glob("*.json")
-    assert [found["name"] for found in json.loads(comparison.read_text())["runs"]] == ["copy", "run-a"]
+    assert [found["name"] for found in json.loads(comparison.read_text())["runs"]] == ["copy", "run-a", "torn"]
     assert sum("bad" in message for message in caplog.messages) == 1
 
 
@@ -151,7 +151,10 @@ def test_an_idle_service_sends_what_mlflow_did_not_take(tmp_path):
     now, back = [0.0], threading.Event()
 
     def upload(directory):
-        for path in (directory / "spool").glob("*.jsonl") if back.is_set() else ():
+        if not back.is_set():
+            return
+        write_json_atomic(directory / "spool" / "mlflow.json", {"run_id": "the run's"})
+        for path in (directory / "spool").glob("*.jsonl"):
             write_json_atomic(path.with_suffix(".acknowledged.json"), {"bytes": path.stat().st_size})
 
     polling = service(tmp_path / "runs", Runner(SETTINGS, upload=upload), poll_seconds=0.02)
