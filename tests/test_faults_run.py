@@ -15,7 +15,7 @@ import pytest
 
 from cluster.lease import try_lease
 from cluster.spool import read_metrics
-from cluster.storage import complete_directories
+from cluster.storage import complete_directories, write_json_atomic
 from tests.fault_support import TINY, Ended, Running, assert_same_run, checkpoint_names, run, wait_for
 from tests.trainer_support import digits, losses
 from trainer.run import LEASE_STALE_SECONDS
@@ -120,13 +120,15 @@ def test_a_jumping_clock_changes_neither_saves_nor_samples(data: Path, storage: 
 
 
 def test_a_clock_that_jumps_costs_nobody_a_held_lease(tmp_path: Path) -> None:
-    """Its owner lives on this machine, and the clock says that it has not been heard of for an hour."""
+    """Its owner lives, and the clock says that it has not been heard of for an hour, or will be in one."""
     path = tmp_path / "lease.json"
-    lease = try_lease(path)
+    lease = try_lease(path, LEASE_STALE_SECONDS / 5)
     assert lease is not None
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"heartbeat": content["heartbeat"] + 3600}))
-    assert try_lease(path) is None
+    with lease:
+        for jump in (-3600, 3600):
+            content = json.loads(path.read_text())
+            write_json_atomic(path, content | {"heartbeat": content["heartbeat"] + jump})
+            assert try_lease(path, LEASE_STALE_SECONDS / 5) is None
 
 
 @pytest.fixture(scope="module")
