@@ -251,8 +251,10 @@ class BackgroundSaver:
         """
         if self._running is None or not (wait or self._running.done()):
             return None
-        running, self._running = self._running, None
-        return running.result()
+        try:
+            return self._running.result()
+        finally:
+            self._running = None
 
     def _save(self, captured: Captured) -> Saved:
         started = time.perf_counter()
