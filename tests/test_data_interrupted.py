@@ -16,8 +16,6 @@ from data_pipeline.process_runner import run_in_processes
 from data_pipeline.sources import Entry, FolderSource, Sample
 from tests.data_support import write_folder
 
-pytestmark = pytest.mark.alone
-
 SMALL = PackOptions(image_size=8, samples_per_shard=7)
 
 

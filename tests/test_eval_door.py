@@ -22,8 +22,6 @@ from eval.runner import Runner
 from eval.settings import EvaluationSettings
 from tests.eval_support import make_checkpoint, make_run
 
-pytestmark = pytest.mark.alone
-
 FAST = ["--device", "cpu", "--num-threads", "1", "--num-bootstrap", "0"]
 PROTOCOL = "fd_efficientnet_lite0_8_ddim2"
 

@@ -23,8 +23,6 @@ from models.config import build_model
 from models.snapshot import write_snapshot
 from tests.eval_support import DIFFUSION, MODEL, make_run
 
-pytestmark = pytest.mark.alone
-
 SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=8, num_bootstrap=4)
 PROTOCOL = parse_protocol("fd_efficientnet_lite0_20_ddim4")
 FAST_PROTOCOL = parse_protocol("bits_per_dim_20")

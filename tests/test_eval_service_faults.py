@@ -20,8 +20,6 @@ from eval.settings import EvaluationSettings
 from eval.uploads import LateUploads
 from tests.eval_support import make_checkpoint, make_run
 
-pytestmark = pytest.mark.alone
-
 SETTINGS = EvaluationSettings(device="cpu", num_threads=1, num_bootstrap=0)
 PROTOCOL = parse_protocol("bits_per_dim_2")  # no feature network: done in a moment
 

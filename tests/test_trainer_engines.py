@@ -16,8 +16,6 @@ from trainer.config import Config
 from trainer.engines import DdpEngine, NonFiniteError
 from trainer.objective import Objective
 
-pytestmark = pytest.mark.alone
-
 CPU = Worker(0, 1, torch.device("cpu"))
 # Attention adds the key bias to all logits of a row alike: its true gradient is 0, and Adam turns the rounding noise
 # that is left of it into steps of full size.

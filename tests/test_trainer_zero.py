@@ -7,8 +7,6 @@ from tests.trainer_support import digits, losses, tiny_config, train_locally
 from tests.zero_support import Job, job_config, results, run_jobs, state
 from trainer.config import semantics
 
-pytestmark = pytest.mark.alone
-
 STAGES = ("zero1", "zero2", "zero3")
 STRATEGIES = ("ddp", *STAGES)
 WORLDS = (1, 2, 3)
