@@ -43,25 +43,32 @@ def random_batch(size: int, step: int = 0) -> Batch:
     return Batch(step, torch.arange(step * size, (step + 1) * size), images)
 
 
+FLOAT64 = {"precision": "fp64", "global_batch_size": 13, "num_steps": 50}
+
+
+@pytest.fixture(scope="module")
+def in_one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one worker in one pass."""
+    return train_locally(tiny_config(data, tmp_path_factory.mktemp("one"), "one", train=FLOAT64)).directory
+
+
 @pytest.mark.parametrize("variant", [(2, 0), (3, 0), (1, 5), (2, 2), (3, 2)], ids=str)
 def test_losses_and_weights_do_not_depend_on_workers_and_passes(
-    data: Path, tmp_path: Path, variant: tuple[int, int]
+    data: Path, tmp_path: Path, in_one: Path, variant: tuple[int, int]
 ) -> None:
     """Float64, so that only the order of sums differs: a wrong weight, sample or draw would show at once."""
     num_workers, images_per_pass = variant
-    train = {"precision": "fp64", "global_batch_size": 13, "num_steps": 50}
-    one = train_locally(tiny_config(data, tmp_path, "one", train=train)).directory
     changed = tiny_config(
         data,
         tmp_path,
         "other",
         checkpoint={"every_steps": 50},
-        train=train | {"max_images_per_pass": images_per_pass},
+        train=FLOAT64 | {"max_images_per_pass": images_per_pass},
         workers={"num_workers": num_workers},
     )
     other = train_locally(changed).directory
-    assert losses(other) == pytest.approx(losses(one), rel=1e-10)
-    expected, found = final_weights(one, "model.safetensors"), final_weights(other, "model.safetensors")
+    assert losses(other) == pytest.approx(losses(in_one), rel=1e-10)
+    expected, found = final_weights(in_one, "model.safetensors"), final_weights(other, "model.safetensors")
     for name in expected:
         if not name.endswith(NO_GRADIENT):
             torch.testing.assert_close(found[name], expected[name], rtol=1e-8, atol=1e-10, msg=name)

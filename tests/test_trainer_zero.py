@@ -19,6 +19,7 @@ PASSES = {"": {}, "-passes": {"max_images_per_pass": 4}}
 # Five images, since this costs more; how workers of the plain engine agree is in test_trainer_engines.py.
 FLOAT64 = {"precision": "fp64", "global_batch_size": 5}
 FLOAT64_PASSES = {"": {}, "-passes": {"max_images_per_pass": 2}}
+FLOAT64_CASES = [(1, "-passes"), (2, ""), (2, "-passes"), (3, "")]
 SLICES = {"clip_scope": "slice", "clip_slice_images": 3, "max_grad_norm": 0.5, "warmup_steps": 0, "learning_rate": 2e-4}
 SLICED_TRAIN = {"global_batch_size": 12, "max_images_per_pass": 2}
 DROPOUT = {"dropout": 0.1}
@@ -68,6 +69,7 @@ def same_run_jobs(world_size: int) -> list[Job]:
         Job(f"{stage}-{world_size}{variant}-float64", job_config(stage, train=FLOAT64 | passes), stop=NUM_STEPS)
         for stage in STAGES
         for variant, passes in FLOAT64_PASSES.items()
+        if (world_size, variant) in FLOAT64_CASES
     ]
     return whole + slices + float64
 
@@ -101,8 +103,7 @@ def test_any_engine_on_any_number_of_workers_trains_the_same_run(
     assert_same_states(ran, "ddp-1", f"{strategy}-{world_size}{variant}")
 
 
-@pytest.mark.parametrize("variant", FLOAT64_PASSES)
-@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize(("world_size", "variant"), FLOAT64_CASES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_in_float64_only_the_order_of_sums_is_left(ran: Path, stage: str, world_size: int, variant: str) -> None:
     name = f"{stage}-{world_size}{variant}-float64"
