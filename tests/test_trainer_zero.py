@@ -75,8 +75,11 @@ def same_run_jobs(world_size: int) -> list[Job]:
 
 
 def assert_same_states(folder: Path, expected: str, found: str, weights: bool = False) -> None:
-    """weights: those too that are trained, to 1e-5. After 50 steps in float32 Adam has made more of the rounding noise of
-    single gradients near 0 (1.03e-5 was seen); what is left of the weights' differences in float64 is checked there."""
+    """weights: those too that are trained, to 1e-5.
+
+    In 50 steps of float32 Adam makes more of the rounding noise of single gradients near 0 (1.03e-5 was seen);
+    in float64 the weights are compared after 50 steps too.
+    """
     for kind, tolerance in ((("model", 1e-5),) if weights else ()) + (("ema", 1e-6), ("optimizer", 1e-6)):
         ours, theirs = state(folder, found, kind), state(folder, expected, kind)
         assert ours.keys() == theirs.keys()
