@@ -49,7 +49,7 @@ PEERS := mosaicml-streaming litdata lightning-utilities xxhash zstd python-snapp
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(PEERS)
 	PYTHONPATH=. $(BIN)/python benchmarks/data_streams.py
-	PYTHONPATH=. $(BIN)/python benchmarks/data_streams.py --beside_training true --num_images 1000 --rounds 2 --seconds 2
+	PYTHONPATH=. $(BIN)/python benchmarks/data_streams.py --beside_training true --num_images 1000 --rounds 5 --seconds 2
 	PYTHONPATH=. $(BIN)/python benchmarks/data_packing.py
 	PYTHONPATH=. $(BIN)/python benchmarks/evaluation.py
 	PYTHONPATH=. $(BIN)/python benchmarks/training.py

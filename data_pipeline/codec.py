@@ -51,7 +51,7 @@ def encode(image: np.ndarray, encoding: Encoding, jpeg_quality: int = 95) -> byt
 
 
 def decode_into(data: bytes, extension: str, out: np.ndarray) -> None:
-    """Decode a stored sample into `out`, (H, W, C) uint8 of any strides; fastest in C order or as a view of planes.
+    """Decode a stored sample into `out`, (H, W, C) uint8 of any strides; fastest in C order.
 
     Raises ValueError if the sample is undecodable or has another size, before its pixels are decoded.
     """
@@ -143,15 +143,8 @@ def _decode_jpeg(data: bytes, out: np.ndarray) -> None:
     if out.flags.c_contiguous:
         simplejpeg.decode_jpeg(data, _JPEG_COLORSPACE[channels], fastdct=False, fastupsample=False, buffer=out)
         return
-    if channels == 1:
-        out[...] = simplejpeg.decode_jpeg(data, "GRAY", fastdct=False, fastupsample=False)
-        return
-    # Planes are cut from four-byte pixels, which processors do many at a time, unlike from three-byte ones.
-    pixels = np.empty((height, width), dtype="<u4")
-    simplejpeg.decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=pixels)
-    for channel in range(3):
-        np.copyto(out[..., channel], pixels, casting="unsafe")
-        np.right_shift(pixels, 8, out=pixels)
+    pixels = simplejpeg.decode_jpeg(data, _JPEG_COLORSPACE[channels], fastdct=False, fastupsample=False)
+    out[...] = pixels.reshape(out.shape)
 
 
 def _decode_png(data: bytes, out: np.ndarray) -> None:

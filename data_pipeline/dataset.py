@@ -1,5 +1,8 @@
 """A packed data set as an array of images: any sample is one positioned read, checked, then decoded."""
 
+import bisect
+import functools
+import itertools
 import json
 import os
 import threading
@@ -17,6 +20,7 @@ from data_pipeline.decoded import DecodedImages
 from data_pipeline.manifest import Manifest, ShardRecord
 
 INDEX_VERSION = 1
+_MAX_OPEN_FILES = 64
 _MAX_INDEXED_SAMPLES = 4_000_000
 """Samples whose places are kept in memory, about 100 bytes each"""
 
@@ -45,11 +49,14 @@ class ShardFiles(Protocol):
 
 
 class LocalFiles:
-    """Shards in a folder of this machine. Raises FileNotFoundError or DamagedDataError at once if one is not whole."""
+    """Shards in a folder of this machine. Raises FileNotFoundError or DamagedDataError at once if one is not whole.
+
+    The shards last read stay open: with two threads more, each call that lets go of the interpreter lock is felt.
+    """
 
     def __init__(self, root: Path, records: Iterable[ShardRecord]) -> None:
         self.root = root
-        self._prefix = os.path.join(root, "")  # building a Path costs as much as opening the file
+        self._opened = functools.lru_cache(_MAX_OPEN_FILES)(lambda name: _OpenFile(root / name))
         for record in records:
             for name, num_bytes in ((record.name, record.bytes), (record.index_name, record.index_bytes)):
                 path = root / name
@@ -62,7 +69,8 @@ class LocalFiles:
                     )
 
     def read(self, record: ShardRecord, offset: int, num_bytes: int) -> bytes:
-        return read_at(self._prefix + record.name, offset, num_bytes)
+        file = self._opened(record.name)  # lives while it is used, also if it leaves the cache meanwhile
+        return os.pread(file.descriptor, num_bytes, offset)
 
     def read_index(self, record: ShardRecord) -> bytes:
         return (self.root / record.index_name).read_bytes()
@@ -74,7 +82,18 @@ class LocalFiles:
         return
 
     def close(self) -> None:
-        return
+        self._opened.cache_clear()
+
+
+class _OpenFile:
+    """A file for positioned reads, closed when nobody holds this object any more. FileNotFoundError."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 def read_at(path: str | Path, offset: int, num_bytes: int) -> bytes:
@@ -135,9 +154,7 @@ class Dataset:
         self.manifest = manifest
         self._files = files
         self._decoded = decoded
-        sizes = np.array(manifest.shard_sizes, dtype=np.int64)
-        self._stops = np.cumsum(sizes)
-        self._starts = self._stops - sizes
+        self._starts = [0, *itertools.accumulate(manifest.shard_sizes)]
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._num_indexed = 0
         self._lock = threading.Lock()
@@ -186,7 +203,7 @@ class Dataset:
 
     def shards_of(self, indices: np.ndarray) -> np.ndarray:
         """Shard number of each sample: (...) int64 -> (...) int64."""
-        return np.searchsorted(self._stops, indices, side="right")
+        return np.searchsorted(self._starts, indices, side="right") - 1
 
     def prefetch(self, shards: np.ndarray) -> None:
         """Start to fetch shards by number, in this order; returns at once."""
@@ -208,8 +225,8 @@ class Dataset:
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample index must lie in [0, {len(self) - 1}], got {index}")
-        shard = int(np.searchsorted(self._stops, index, side="right"))
-        return shard, int(index - self._starts[shard])
+        shard = bisect.bisect_right(self._starts, index) - 1
+        return shard, index - self._starts[shard]
 
     def _stored_bytes(self, shard: int, row: int, index: ShardIndex) -> bytes:
         """A damaged copy of a remote shard is fetched once more, then the sample is named."""

@@ -215,8 +215,9 @@ def _resized(square: np.ndarray, size: int) -> np.ndarray:
 
     # Integer arithmetic, hence the same bits on every processor and for any number of threads.
     writable = square if square.flags.writeable else square.copy()
-    planes = torch.from_numpy(writable.reshape(*square.shape[:2], -1)).permute(2, 0, 1)
-    resized = torch.nn.functional.interpolate(planes[None], size=(size, size), mode="lanczos", antialias=True)
+    # With these strides of a batch of one torch sees channels_last, and need not cut planes and join them again.
+    batch = torch.from_numpy(writable.reshape(1, *square.shape[:2], -1)).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(batch, size=(size, size), mode="lanczos", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
 

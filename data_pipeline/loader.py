@@ -23,7 +23,7 @@ _PLANNED_SAMPLES = 2048
 """Samples whose order is computed in one go: numpy's cost is a call's, not an element's"""
 _MIN_STEPS_AHEAD = 8
 """Steps whose shards are known, and fetched, before they are decoded"""
-_NUM_SLICES_PER_THREAD = 4
+_NUM_SLICES_PER_THREAD = 2
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Batch:
     counters: torch.Tensor
     """(b,) int64, the sample counters: they decide flip, timestep and noise"""
     images: torch.Tensor
-    """(b, C, H, W) uint8, on the CPU"""
+    """(b, C, H, W) uint8, on the CPU, with the strides that decoding gives (torch.channels_last)"""
 
 
 @dataclass
 class _Pending:
     step: int
     counters: np.ndarray
-    buffer: torch.Tensor
+    images: torch.Tensor
     slices: list["Future[None]"]
 
 
@@ -63,12 +63,10 @@ class BatchStream:
         num_threads: int = 2,
         num_prefetch_batches: int = 4,
         pin_memory: bool = False,
-        channels_last: bool = False,
     ) -> None:
         """rank, world_size: whose share of each step. num_prefetch_batches: decoded ahead, at least 1.
 
-        pin_memory: page-locked batches, for asynchronous copies to a GPU. channels_last: images keep the strides
-        that decoding gives them (torch.channels_last), which saves a copy; the values are the same.
+        pin_memory: page-locked batches, for asynchronous copies to a GPU.
         Raises ValueError if the order was made for another data set or a number is out of range.
         """
         if (order.digest, order.num_samples) != (dataset.manifest.digest, len(dataset)):
@@ -85,7 +83,7 @@ class BatchStream:
         """Total time that next() has waited for a batch"""
         self._dataset, self._order = dataset, order
         self._rank, self._world_size = rank, world_size
-        self._pin_memory, self._channels_last = pin_memory, channels_last
+        self._pin_memory = pin_memory
         self._free_buffers: deque[np.ndarray] = deque()
         self._next_step = self._planned_to = start_step
         self._plan: deque[tuple[np.ndarray, np.ndarray]] = deque()
@@ -114,7 +112,7 @@ class BatchStream:
             raise
         self.wait_seconds += time.perf_counter() - started
         self._submit()
-        return Batch(pending.step, torch.from_numpy(pending.counters), pending.buffer)
+        return Batch(pending.step, torch.from_numpy(pending.counters), pending.images.permute(0, 3, 1, 2))
 
     def close(self) -> None:
         """Stop decoding and wait for the threads to end; a second call does nothing."""
@@ -133,13 +131,13 @@ class BatchStream:
         if len(self._plan) <= _MIN_STEPS_AHEAD:
             self._extend_plan()
         counters, samples = self._plan.popleft()
-        buffer = self._empty_batch(len(samples))
+        images = self._empty_batch(len(samples))
         bounds = np.linspace(0, len(samples), min(self._num_slices, len(samples)) + 1).astype(int)
         slices = [
-            self._pool.submit(self._decode, samples[begin:end], buffer[begin:end])
+            self._pool.submit(self._decode, samples[begin:end], images[begin:end])
             for begin, end in itertools.pairwise(bounds)
         ]
-        self._pending.append(_Pending(self._next_step, counters, buffer, slices))
+        self._pending.append(_Pending(self._next_step, counters, images, slices))
         self._next_step += 1
 
     def _extend_plan(self) -> None:
@@ -154,19 +152,16 @@ class BatchStream:
         self._dataset.prefetch(shards[np.argsort(first_use)])
 
     def _decode(self, samples: np.ndarray, out: torch.Tensor) -> None:
-        """out: (k, C, H, W) uint8, a part of a batch."""
-        for sample, image in zip(samples, out.permute(0, 2, 3, 1).numpy(), strict=True):
+        """out: (k, H, W, C) uint8, a part of a batch."""
+        for sample, image in zip(samples, out.numpy(), strict=True):
             self._dataset.read_into(int(sample), image)
 
     def _empty_batch(self, num_images: int) -> torch.Tensor:
-        """(b, C, H, W) uint8 of undefined content."""
-        height, width, channels = self._dataset.image_shape
-        shape = (num_images, height, width, channels) if self._channels_last else (num_images, channels, height, width)
+        """(b, H, W, C) uint8 of undefined content."""
+        shape = (num_images, *self._dataset.image_shape)
         if self._pin_memory:
-            buffer = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        else:
-            buffer = torch.from_numpy(self._recycled(shape))
-        return buffer.permute(0, 3, 1, 2) if self._channels_last else buffer
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return torch.from_numpy(self._recycled(shape))
 
     def _recycled(self, shape: tuple[int, ...]) -> np.ndarray:
         """An array over the memory of a batch that nobody holds any more: fresh memory costs a page fault each 4 kB."""

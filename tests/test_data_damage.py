@@ -116,7 +116,7 @@ def test_samples_are_refused_before_decoding_if_their_size_is_wrong(encoding: st
 
 @pytest.mark.parametrize("encoding", ["png", "npy", "jpg"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_decoding_into_planes_gives_the_same_pixels(encoding: str, channels: int) -> None:
+def test_decoding_into_any_strides_gives_the_same_pixels(encoding: str, channels: int) -> None:
     image = photo(45, height=45)[..., :channels]
     data = encode(image, encoding)  # type: ignore[arg-type]
     pixels = np.empty((45, 45, channels), dtype=np.uint8)

@@ -1,5 +1,6 @@
 """The stream of batches: the right images at the right step, whatever the threads; an error stops it by name."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -27,23 +28,21 @@ def order_of(dataset: Dataset, batch: int = 12, seed: int = 3) -> SampleOrder:
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 1 << 20])
-@pytest.mark.parametrize(("num_threads", "num_prefetch", "channels_last"), [(1, 1, False), (3, 2, True), (5, 7, False)])
+@pytest.mark.parametrize(("num_threads", "num_prefetch"), [(1, 1), (3, 2), (5, 7)])
 def test_batches_follow_the_order_whatever_the_threads(
-    packed_folder: tuple[Path, np.ndarray], num_threads: int, num_prefetch: int, channels_last: bool, memory_bytes: int
+    packed_folder: tuple[Path, np.ndarray], num_threads: int, num_prefetch: int, memory_bytes: int
 ) -> None:
     folder, images = packed_folder
     with open_dataset(folder, memory_bytes=memory_bytes) as dataset:
         order = order_of(dataset)
-        with BatchStream(dataset, order, 1, 3, 5, num_threads, num_prefetch, channels_last=channels_last) as stream:
+        with BatchStream(dataset, order, 1, 3, 5, num_threads, num_prefetch) as stream:
             for step in range(5, 25):
                 batch = next(stream)
                 counters = order.counters(step, 1, 3)
                 assert batch.step == step
                 np.testing.assert_array_equal(batch.counters.numpy(), counters)
                 assert batch.images.dtype == torch.uint8
-                assert batch.images.is_contiguous(
-                    memory_format=torch.channels_last if channels_last else torch.contiguous_format
-                )
+                assert batch.images.is_contiguous(memory_format=torch.channels_last)
                 expected = images[order.samples(counters)].transpose(0, 3, 1, 2)
                 np.testing.assert_array_equal(batch.images.numpy(), expected)
 
@@ -116,17 +115,40 @@ def test_missing_short_and_foreign_shards_are_named_at_the_start(tmp_path: Path)
     shard.write_bytes(whole)
     index = tmp_path / "images-000001.index.json"
     index.write_bytes(index.read_bytes().replace(b"00000011", b"00000010"))
-    with open_dataset(tmp_path) as dataset, pytest.raises(DamagedDataError, match=r"images-000001\.tar.*twice"):
+    # Without memory that other tests with the same images may share.
+    with (
+        open_dataset(tmp_path, memory_bytes=0) as dataset,
+        pytest.raises(DamagedDataError, match=r"images-000001\.tar.*twice"),
+    ):
         dataset.read(11)
 
 
-def test_a_shard_lost_while_it_is_used_is_named(tmp_path: Path) -> None:
-    pack_arrays(tmp_path, 20)
+def test_a_shard_lost_or_cut_while_it_is_used_is_named(tmp_path: Path) -> None:
+    _, images = pack_arrays(tmp_path, 20, samples_per_shard=10)
     with open_dataset(tmp_path, memory_bytes=0) as dataset:
         dataset.read(0)
-        (tmp_path / "images-000000.tar").unlink()
-        with pytest.raises((FileNotFoundError, DamagedDataError), match=r"images-000000\.tar"):
-            dataset.read(1)
+        for name in ("images-000000.tar", "images-000001.tar"):
+            (tmp_path / name).rename(tmp_path / f"{name}.lost")
+        np.testing.assert_array_equal(dataset.read(1), images[1])  # it is open
+        with pytest.raises((FileNotFoundError, DamagedDataError), match=r"images-000001\.tar"):
+            dataset.read(10)
+        os.truncate(tmp_path / "images-000000.tar.lost", 600)
+        with pytest.raises(DamagedDataError, match=r"images-000000\.tar"):
+            dataset.read(2)
+
+
+def test_no_more_shards_are_open_than_a_process_may_have(tmp_path: Path) -> None:
+    _, images = pack_arrays(tmp_path, 200, samples_per_shard=1)
+    before = len(os.listdir("/proc/self/fd"))
+    with open_dataset(tmp_path, memory_bytes=0) as dataset:
+        order = order_of(dataset, batch=10)
+        with BatchStream(dataset, order, num_threads=3) as stream:
+            for _ in range(20):
+                batch = next(stream)
+                expected = images[order.samples(batch.counters.numpy())].transpose(0, 3, 1, 2)
+                np.testing.assert_array_equal(batch.images.numpy(), expected)
+        assert 60 < len(os.listdir("/proc/self/fd")) - before < 70
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_another_data_set_than_expected_is_refused(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ class Objective:
         return self.diffusion.loss_per_image(model, x_0, t, eps)
 
     def prepare(self, images: Tensor, counters: Tensor) -> Tensor:
-        """uint8 to [-1, 1], the draws that `flips` selects mirrored."""
-        x_0 = images.to(self.dtype) / 127.5 - 1
+        """uint8 of any strides to planes in [-1, 1], the draws that `flips` selects mirrored."""
+        x_0 = images.to(self.dtype, memory_format=torch.contiguous_format) / 127.5 - 1
         if self.horizontal_flip:
             mirrored = randomness.flips(self.seed, counters)[:, None, None, None]
             x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
