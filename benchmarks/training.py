@@ -1,25 +1,30 @@
 """What the whole system costs: its images per second against a bare loop over the same network with data in memory.
 
-    python benchmarks/training.py [--rounds 2] [--num_steps 100] [--use_gpu true] [--launcher local] [--json_path FILE]
+    python benchmarks/training.py [--num_turns 24] [--use_gpu true] [--launcher local] [--json_path FILE]
 
 The bare loop is plain PyTorch: random images that lie in memory, noise, loss, gradient, clip, Adam. Ours is the whole
 command: Ray, JPEG shards decoded as they stream, EMA, metrics of every step to MLflow, a checkpoint every ten steps.
-Both use one worker with one thread (or one GPU); they take turns, and each of ours is compared with the bare loops
-around it. From the same run comes by how much checkpoints written in the background lengthen steps. In each round a
-second run of ours has an MLflow server that is away from its beginning to its end.
+A second one of ours has an MLflow server that is away all the time. Each trains with one worker of one thread (or on
+the GPU). All three are started, then take turns of a few seconds: the processes of the others are stopped meanwhile, so
+that a machine that changes its speed changes it for all. Steps that a stop interrupts do not count. From the same steps
+comes by how much checkpoints written in the background lengthen them.
 """
 
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import psutil
 import torch
 from jsonargparse import auto_cli
 
@@ -31,6 +36,7 @@ from trainer import randomness
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT_STEPS, NUM_WARM_STEPS = 10, 30  # MLflow and Ray are still starting during the first steps
+TURN_SECONDS = 5.0
 WANTED_RATIO, ALLOWED_STALL = 0.97, 0.20
 NOBODY = "http://127.0.0.1:9"  # discard: no MLflow server listens there
 
@@ -53,25 +59,61 @@ ON_CPU = Case(
 ON_GPU = Case(ModelConfig(image_size=32), 128, "cuda")  # the paper's for CIFAR-10
 
 
-def bare_loop(case: Case, num_steps: int, results: Any) -> None:
-    """Puts into the queue: seconds of each step after the warm ones, seconds that a batch's draws by position take."""
+class Step(NamedTuple):
+    """A training step: its number from 1, the wall-clock times between which it ran."""
+
+    number: int
+    started: float
+    ended: float
+
+
+class Contestant:
+    """A process that trains, with all that it started. It can be stopped, and woken for a turn."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._turns: list[tuple[float, float]] = []
+
+    def send(self, number: signal.Signals) -> None:
+        for process in (self._process, *self._process.children(recursive=True)):
+            try:
+                process.send_signal(number)
+            except psutil.NoSuchProcess:
+                continue
+
+    def take_turn(self, seconds: float) -> None:
+        started = time.time()
+        self.send(signal.SIGCONT)
+        time.sleep(seconds)
+        self._turns.append((started, time.time()))
+        self.send(signal.SIGSTOP)
+
+    def undisturbed(self, steps: list[Step]) -> list[Step]:
+        """Those that began and ended within one turn."""
+        return [s for s in steps if any(begin < s.started and s.ended < end for begin, end in self._turns)]
+
+
+def bare_loop(case: Case, warm: Any, end: Any, results: Any) -> None:
+    """Trains until `end`; then puts its steps into the queue, and the seconds that a batch's draws by position take."""
     torch.set_num_threads(1)
     device = torch.device(case.device)
     model, diffusion = build_model(case.model).to(device).train(), GaussianDiffusion()
     adam = torch.optim.Adam(model.parameters(), lr=2e-4)
     batches = torch.rand(8, case.batch, 3, case.model.image_size, case.model.image_size, device=device) * 2 - 1
-    seconds = []
-    for step in range(num_steps):
-        started = time.perf_counter()
-        x_0 = batches[step % len(batches)]
+    steps: list[Step] = []
+    while not end.is_set():
+        started = time.time()
+        x_0 = batches[len(steps) % len(batches)]
         t = torch.randint(0, diffusion.num_timesteps, (case.batch,), device=device)
         loss = diffusion.loss_per_image(model, x_0, t, torch.randn_like(x_0)).mean()
         adam.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
         adam.step()
-        seconds.append(time.perf_counter() - started)
-    results.put((seconds[NUM_WARM_STEPS:], seconds_of_draws(case.batch, tuple(batches.shape[2:]), device)))
+        steps.append(Step(len(steps) + 1, started, time.time()))
+        if len(steps) == NUM_WARM_STEPS:
+            warm.set()
+    results.put((steps, seconds_of_draws(case.batch, tuple(batches.shape[2:]), device)))
 
 
 def seconds_of_draws(batch: int, shape: tuple[int, ...], device: torch.device) -> float:
@@ -87,21 +129,37 @@ def seconds_of_draws(batch: int, shape: tuple[int, ...], device: torch.device) -
     return statistics.median(seconds)
 
 
-def bare(case: Case, num_steps: int) -> tuple[float, float]:
-    """Of the bare loop, in a fresh process: images per second, and the draws by position as a fraction of a step."""
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    process = context.Process(target=bare_loop, args=(case, num_steps, results))
-    process.start()
-    seconds, draws = results.get()
-    process.join()
-    return case.batch * len(seconds) / sum(seconds), draws / statistics.median(seconds)
+class Bare:
+    """The bare loop in a process of its own."""
+
+    def __init__(self, case: Case) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._warm, self._end, self._results = context.Event(), context.Event(), context.Queue()
+        self._process = context.Process(target=bare_loop, args=(case, self._warm, self._end, self._results))
+
+    @contextmanager
+    def training(self) -> Iterator[Contestant]:
+        """Stopped after its warm steps."""
+        self._process.start()
+        contestant = Contestant(self._process.pid or 0)
+        self._warm.wait()
+        contestant.send(signal.SIGSTOP)
+        try:
+            yield contestant
+        finally:
+            contestant.send(signal.SIGKILL)
+
+    def end(self, contestant: Contestant) -> tuple[list[Step], float]:
+        """Its steps, and the seconds of a batch's draws by position."""
+        self._end.set()
+        contestant.send(signal.SIGCONT)
+        found: tuple[list[Step], float] = self._results.get()
+        return found
 
 
-def ours(
-    case: Case, num_steps: int, launcher: str, data: Path, storage: Path, tracking_uri: str = ""
-) -> tuple[float, list[float], dict[str, list[float]]]:
-    """Images per second and seconds of each step, without the warm ones and the last; the run's metrics."""
+@contextmanager
+def ours(case: Case, launcher: str, data: Path, directory: Path, tracking_uri: str = "") -> Iterator[Contestant]:
+    """The command that trains the run `directory`, stopped after its warm steps; in the end it is told to end."""
     model = [
         part
         for name in ("image_size", "base_channels", "channel_multipliers", "num_res_blocks", "attention_resolutions")
@@ -109,41 +167,52 @@ def ours(
     ]
     command = [
         *(sys.executable, "trainer/main.py", "--preset", "cifar10", "--launcher", launcher, *model),
-        *("--data.path", str(data), "--run.storage", str(storage), "--run.name", "run"),
-        *(
-            "--train.num_steps",
-            str(num_steps),
-            "--train.global_batch_size",
-            str(case.batch),
-            "--train.log_every_steps",
-            "1",
-        ),
-        *("--checkpoint.every_steps", str(CHECKPOINT_STEPS), "--workers.use_gpu", str(case.device == "cuda").lower()),
-        *("--workers.num_workers", "1", "--run.tracking_uri", tracking_uri),
+        *("--data.path", str(data), "--run.storage", str(directory.parent), "--run.name", directory.name),
+        *("--train.num_steps", "1000000", "--train.global_batch_size", str(case.batch)),
+        *("--train.log_every_steps", "1", "--checkpoint.every_steps", str(CHECKPOINT_STEPS)),
+        *("--workers.use_gpu", str(case.device == "cuda").lower(), "--workers.num_workers", "1"),
+        *("--run.tracking_uri", tracking_uri),
     ]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        sys.exit(finished.stdout[-2000:] + finished.stderr[-2000:])
-    metrics = read_metrics(storage / "run")
-    steps = metrics["train/step_seconds"][NUM_WARM_STEPS:-1]
-    seconds = [value for _, value, _ in steps]
-    others = {name: [value for _, value, _ in points] for name, points in metrics.items()}
-    return case.batch * len(seconds) / sum(seconds), seconds, others
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+        contestant = Contestant(process.pid)
+        try:
+            while len(steps_of(directory)) < NUM_WARM_STEPS:
+                if process.poll() is not None:
+                    output.seek(0)
+                    sys.exit(output.read().decode()[-4000:])
+                time.sleep(0.5)
+            contestant.send(signal.SIGSTOP)
+            yield contestant
+        finally:
+            if process.poll() is None:
+                contestant.send(signal.SIGCONT)
+                process.terminate()
+                process.wait()
 
 
-def longest_stalls(seconds: list[float]) -> tuple[float, float]:
+def steps_of(directory: Path) -> list[Step]:
+    """The steps that a run has logged."""
+    points = read_metrics(directory).get("train/step_seconds", [])
+    return [Step(step, ended - seconds, ended) for step, seconds, ended in points]
+
+
+def images_per_second(case: Case, steps: list[Step]) -> float:
+    return case.batch * len(steps) / sum(step.ended - step.started for step in steps)
+
+
+def longest_stalls(steps: list[Step]) -> tuple[float, float]:
     """How much longer than the median the longest step is of those that follow a checkpoint, and of all others."""
-    # The list begins after the warm steps; the checkpoint of step s is taken at its end and written during later ones.
+    # The checkpoint of step s is taken at its end and written during later ones.
     after, others = [], []
-    for number, value in enumerate(seconds, NUM_WARM_STEPS + 1):
-        (after if (number - 1) % CHECKPOINT_STEPS in (0, 1, 2) else others).append(value)
-    median = statistics.median(seconds)
+    for step in steps:
+        (after if step.number % CHECKPOINT_STEPS in (1, 2, 3) else others).append(step.ended - step.started)
+    median = statistics.median(after + others)
     return max(after) / median - 1, max(others) / median - 1
 
 
 def main(
-    rounds: int = 2,
-    num_steps: int = 100,
+    num_turns: int = 24,
     use_gpu: bool = False,
     launcher: Literal["ray", "local"] = "ray",
     json_path: str = "",
@@ -151,47 +220,51 @@ def main(
     """Compare.
 
     Args:
-        rounds: how many times ours is measured
-        num_steps: training steps of each measurement
+        num_turns: of 5 s, which each of the three gets
         use_gpu: the paper's CIFAR-10 network on a GPU; else a smaller one on one core
         launcher: of ours
         json_path: a file for the figures as JSON
     """
     case = ON_GPU if use_gpu else ON_CPU
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        data, with_mlflow, without = (Path(folder) / name for name in ("data", "with", "without"))
         pack_demo(DemoOptions("faces", 32, 2000), data)
-        before, draws = bare(case, num_steps)
-        for number in range(rounds):
-            speed, seconds, metrics = ours(case, num_steps, launcher, data, Path(folder) / str(number))
-            away, _, _ = ours(case, num_steps, launcher, data, Path(folder) / f"away-{number}", NOBODY)
-            after, draws = bare(case, num_steps)
-            stall, other_stall = longest_stalls(seconds)
-            row = {
-                "bare_images_per_second": (before + after) / 2,
-                "ours_images_per_second": speed,
-                "ratio": 2 * speed / (before + after),
-                "ratio_without_mlflow": 2 * away / (before + after),
-                "longest_stall": stall,
-                "longest_stall_elsewhere": other_stall,
-                "draws_by_position": draws,
-                "median_step_seconds": statistics.median(seconds),
-                "snapshot_seconds": max(metrics["checkpoint/stall_seconds"]),
-                "write_seconds": statistics.median(metrics["checkpoint/seconds"]),
-                "data_wait_fraction": statistics.median(metrics["train/data_wait_fraction"]),
-            }
-            rows.append(row)
-            print("  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
-            before = after
-    ratio = statistics.median(row["ratio"] for row in rows)
-    stall = statistics.median(row["longest_stall"] for row in rows)
-    away = statistics.median(row["ratio_without_mlflow"] for row in rows)
-    print(f"ours is {ratio:.3f} of the bare loop (wanted {WANTED_RATIO}), {away:.3f} while MLflow is away;")
-    print("a checkpoint lengthens a step by at most")
-    print(f"{stall:.1%} of the median step (wanted {ALLOWED_STALL:.0%}); draws by position are {draws:.2%} of a step")
-    device = torch.cuda.get_device_name() if use_gpu else f"1 of {os.cpu_count()} cores"
-    figures = {"rows": rows, "ratio": ratio, "longest_stall": stall, "device": device, "torch": torch.__version__}
+        bare = Bare(case)
+        contestants = [
+            stack.enter_context(bare.training()),
+            stack.enter_context(ours(case, launcher, data, with_mlflow)),
+            stack.enter_context(ours(case, launcher, data, without, NOBODY)),
+        ]
+        for _ in range(num_turns):
+            for contestant in contestants:
+                contestant.take_turn(TURN_SECONDS)
+        metrics = read_metrics(with_mlflow)
+        bare_steps, seconds_of_draws = bare.end(contestants[0])
+        all_steps = bare_steps, steps_of(with_mlflow), steps_of(without)
+        counted = [c.undisturbed(steps) for c, steps in zip(contestants, all_steps, strict=True)]
+    speeds = [images_per_second(case, steps) for steps in counted]
+    stall, stall_elsewhere = longest_stalls(counted[1])
+    median = statistics.median(step.ended - step.started for step in counted[1])
+    figures = {
+        "bare_images_per_second": speeds[0],
+        "ours_images_per_second": speeds[1],
+        "ratio": speeds[1] / speeds[0],
+        "ratio_without_mlflow": speeds[2] / speeds[0],
+        "longest_stall": stall,
+        "longest_stall_elsewhere": stall_elsewhere,
+        "num_steps": [len(steps) for steps in counted],
+        "draws_by_position": seconds_of_draws / median,
+        "median_step_seconds": median,
+        "snapshot_seconds": max(value for _, value, _ in metrics["checkpoint/stall_seconds"]),
+        "data_wait_fraction": statistics.median(value for _, value, _ in metrics["train/data_wait_fraction"]),
+        "device": torch.cuda.get_device_name() if use_gpu else f"1 of {os.cpu_count()} cores",
+        "torch": torch.__version__,
+    }
+    print(f"ours is {figures['ratio']:.3f} of the bare loop (wanted {WANTED_RATIO}),", end=" ")
+    print(f"{figures['ratio_without_mlflow']:.3f} while MLflow is away;")
+    print(f"a checkpoint lengthens a step by at most {stall:.1%} of the median step (wanted {ALLOWED_STALL:.0%}),")
+    print(f"steps without one by {stall_elsewhere:.1%};", end=" ")
+    print(f"draws by position are {figures['draws_by_position']:.2%} of a step")
     print(json.dumps(figures))
     if json_path:
         Path(json_path).write_text(json.dumps(figures, indent=2) + "\n")
