@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= digits
-PACKAGES := models data_pipeline cluster eval trainer
+# Not compiled on installation: most modules of these packages are never imported, and others then are.
+PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
@@ -16,9 +17,9 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable '.[dev]'
 	# The tutorial's package, for comparison in tests: its U-Net needs nothing but torch, its dependencies are many.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps labml-nn
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps labml-nn
 	touch $@
 
 demo: install
@@ -47,7 +48,7 @@ format: install
 PEERS := mosaicml-streaming litdata lightning-utilities xxhash zstd python-snappy cramjam brotli catalogue \
 	transformers tokenizers typer opencv-python-headless torch-fidelity pytorch-fid
 bench: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(PEERS)
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps $(PEERS)
 	PYTHONPATH=. $(BIN)/python benchmarks/data_streams.py
 	PYTHONPATH=. $(BIN)/python benchmarks/data_streams.py --beside_training true --num_images 1000 --rounds 5 --seconds 2
 	PYTHONPATH=. $(BIN)/python benchmarks/data_packing.py
