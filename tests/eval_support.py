@@ -12,7 +12,10 @@ from cluster.tracking import Spool, default_tracking_uri
 from data_pipeline.manifest import load_manifest
 from data_pipeline.pack import PackOptions, pack
 from data_pipeline.sources import ArraySource
-from eval.backlog import Job
+from eval.backlog import Job, Selection, jobs_of_run
+from eval.protocol import Protocol, parse_protocol
+from eval.runner import Runner
+from eval.settings import EvaluationSettings
 from models.config import DiffusionConfig, ModelConfig, build_model
 from models.snapshot import write_snapshot
 
@@ -21,6 +24,18 @@ MODEL = ModelConfig(
     attention_resolutions=(), dropout=0.0,
 )  # fmt: skip
 DIFFUSION = DiffusionConfig(num_timesteps=20)
+SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=8, num_bootstrap=4)
+PROTOCOL = parse_protocol("fd_efficientnet_lite0_20_ddim4")
+
+
+def runner(settings: EvaluationSettings = SETTINGS, **options: Any) -> Runner:
+    """An evaluator that leaves its points in the spool: making an MLflow database takes seconds."""
+    return Runner(settings, upload=lambda run_directory: None, **options)
+
+
+def job_of(run: Path, protocol: Protocol = PROTOCOL) -> Job:
+    """The evaluation of a run's newest checkpoint."""
+    return jobs_of_run(run, [protocol], Selection())[0]
 
 
 def make_data(folder: Path, num_images: int = 60) -> Path:

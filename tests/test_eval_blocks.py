@@ -7,27 +7,18 @@ import pytest
 import torch
 
 from data_pipeline.shards import open_dataset
-from eval.backlog import Selection, jobs_of_run
 from eval.blocks import BlockWorker, block_path, missing_blocks, preview_path
 from eval.features import build_extractor
 from eval.protocol import parse_protocol
 from eval.reference import ReferenceCache
 from eval.sampling import sample_images
-from eval.settings import EvaluationSettings
 from models.snapshot import load_snapshot
-from tests.eval_support import make_run
-
-SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=8, num_bootstrap=4)
-PROTOCOL = parse_protocol("fd_efficientnet_lite0_20_ddim4")
+from tests.eval_support import PROTOCOL, SETTINGS, job_of, make_run
 
 
 @pytest.fixture
 def run(tmp_path):
     return make_run(tmp_path / "runs", steps=(100,))
-
-
-def job_of(run, protocol=PROTOCOL):
-    return jobs_of_run(run, [protocol], Selection())[0]
 
 
 def test_image_i_does_not_depend_on_the_batch_it_is_drawn_in(run):

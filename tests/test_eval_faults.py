@@ -13,18 +13,14 @@ from cluster.storage import commit_directory
 from cluster.tracking import read_metrics
 from eval import runner as runner_module
 from eval.attempts import MAX_ATTEMPTS
-from eval.backlog import Selection, jobs_of_run
 from eval.blocks import BlockWorker, missing_blocks
 from eval.protocol import Protocol, parse_protocol
 from eval.results import read_result
-from eval.runner import Runner
 from eval.settings import EvaluationSettings
 from models.config import build_model
 from models.snapshot import write_snapshot
-from tests.eval_support import DIFFUSION, MODEL, make_run
+from tests.eval_support import DIFFUSION, MODEL, PROTOCOL, SETTINGS, job_of, make_run, runner
 
-SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=8, num_bootstrap=4)
-PROTOCOL = parse_protocol("fd_efficientnet_lite0_20_ddim4")
 FAST_PROTOCOL = parse_protocol("bits_per_dim_20")
 """As many blocks, without a feature network."""
 
@@ -32,15 +28,6 @@ FAST_PROTOCOL = parse_protocol("bits_per_dim_20")
 @pytest.fixture
 def run(tmp_path):
     return make_run(tmp_path / "runs", steps=(100,))
-
-
-def runner(settings=SETTINGS, **options):
-    """An evaluator that leaves its points in the spool: making an MLflow database takes seconds."""
-    return Runner(settings, upload=lambda run_directory: None, **options)
-
-
-def job_of(run, protocol=PROTOCOL):
-    return jobs_of_run(run, [protocol], Selection())[0]
 
 
 def test_a_damaged_checkpoint_fails_by_name_and_is_left_after_some_attempts(run):

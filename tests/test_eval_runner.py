@@ -13,36 +13,23 @@ from cluster.lease import try_lease
 from cluster.storage import read_json
 from cluster.tracking import read_metrics
 from data_pipeline.shards import open_dataset
-from eval.backlog import Selection, jobs_of_run, pending_jobs
+from eval.backlog import Selection, pending_jobs
 from eval.features import build_extractor
 from eval.protocol import parse_protocol
 from eval.reference import image_batches
 from eval.results import grid_path, read_result
 from eval.runner import Runner
 from eval.sampling import sample_images
-from eval.settings import EvaluationSettings
 from eval.statistics import FeatureStatistics, statistics_distance
 from eval.weights import INCEPTION_FILE
 from models.snapshot import load_snapshot
-from tests.eval_support import make_run
+from tests.eval_support import PROTOCOL, SETTINGS, job_of, make_run, runner
 from tests.inception_support import make_inception
-
-SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=8, num_bootstrap=4)
-PROTOCOL = parse_protocol("fd_efficientnet_lite0_20_ddim4")
 
 
 @pytest.fixture
 def run(tmp_path):
     return make_run(tmp_path / "runs", steps=(100,))
-
-
-def runner(settings=SETTINGS, **options):
-    """An evaluator that leaves its points in the spool: making an MLflow database takes seconds."""
-    return Runner(settings, upload=lambda run_directory: None, **options)
-
-
-def job_of(run, protocol=PROTOCOL):
-    return jobs_of_run(run, [protocol], Selection())[0]
 
 
 def test_the_number_is_the_distance_between_samples_and_every_real_image(run):
@@ -179,7 +166,7 @@ def test_a_checkpoint_deleted_under_the_evaluation_is_recorded_as_skipped(run):
 
 
 def test_another_data_set_than_the_runs_is_refused(run):
-    from tests.eval_support import make_data
+    from tests.eval_support import job_of, make_data, runner
 
     shutil.rmtree(run.parent.parent / "data")
     make_data(run.parent.parent / "data", num_images=50)
