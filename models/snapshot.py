@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors
+import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import nn
@@ -129,7 +130,9 @@ def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
     Raises OSError if that fails, as on a full disk.
     """
     try:
-        safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+        # By way of NumPy the same bytes take half the time in Python, which training competes for meanwhile.
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        safetensors.numpy.save_file(arrays, file, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:
         raise OSError(f"{file.name} could not be written: {error}") from error
     # The library keeps the file to its owner, but an evaluator may be another user.
