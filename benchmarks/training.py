@@ -5,8 +5,8 @@
 The bare loop is plain PyTorch: random images that lie in memory, noise, loss, gradient, clip, Adam. Ours is the whole
 command: Ray, JPEG shards decoded as they stream, EMA, metrics of every step to MLflow, a checkpoint every 25 steps. A
 second one of ours has an MLflow server that is away all the time. Each trains with one worker of one thread (or on the
-GPU), at the same constant rate. All three are started, then take turns of a few seconds: the processes of the others are
-stopped meanwhile, so that a machine that changes its speed changes it for all. Steps that a stop interrupts do not
+GPU), at the same constant rate. All three are started, then take turns of a few seconds: the processes of the others
+are stopped meanwhile, so that a machine that changes its speed changes it for all. Steps that a stop interrupts do not
 count. From the same steps comes by how much checkpoints written in the background lengthen them.
 """
 
