@@ -23,7 +23,7 @@ from eval.sampling import sample_images
 from eval.statistics import FeatureStatistics, statistics_distance
 from eval.weights import INCEPTION_FILE
 from models.snapshot import load_snapshot
-from tests.eval_support import PROTOCOL, SETTINGS, job_of, make_run, runner
+from tests.eval_support import PROTOCOL, SETTINGS, job_of, make_data, make_run, runner
 from tests.inception_support import make_inception
 
 
@@ -166,8 +166,6 @@ def test_a_checkpoint_deleted_under_the_evaluation_is_recorded_as_skipped(run):
 
 
 def test_another_data_set_than_the_runs_is_refused(run):
-    from tests.eval_support import job_of, make_data, runner
-
     shutil.rmtree(run.parent.parent / "data")
     make_data(run.parent.parent / "data", num_images=50)
     result = runner().run(job_of(run))
