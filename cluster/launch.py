@@ -20,6 +20,9 @@ from torch.multiprocessing import ProcessContext, ProcessExitedException, Proces
 
 from cluster.process import end_with_parent
 
+SIGNAL_SECONDS = 0.5
+"""A launching process wakes up so often: Python runs a signal's handler on the main thread, which sleeps on where the
+kernel has handed the signal to another, as it does when SIGCONT comes just before (Slurm sends both)."""
 _GRACE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
@@ -114,7 +117,7 @@ def _join(context: ProcessContext) -> None:
     """
     processes: Sequence[BaseProcess] = context.processes
     while (living := [p for p in processes if p.is_alive()]) and not any(p.exitcode for p in processes):
-        multiprocessing.connection.wait([process.sentinel for process in living])
+        multiprocessing.connection.wait([process.sentinel for process in living], SIGNAL_SECONDS)
     deadline = time.monotonic() + (_GRACE_SECONDS if living else 0)
     for process in living:
         process.join(max(0.0, deadline - time.monotonic()))

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cluster.launch import LaunchError, Resources, Worker, WorkerFunction, in_ray_job
+from cluster.launch import SIGNAL_SECONDS, LaunchError, Resources, Worker, WorkerFunction, in_ray_job
 from cluster.local import LOCAL_SETTINGS, client_environment
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +63,10 @@ def launch_ray(
     try:
         # On the main thread Ray would take over SIGINT and abort the workers before their last checkpoint.
         with ThreadPoolExecutor(1, thread_name_prefix="ray-train") as pool:
-            pool.submit(trainer.fit).result()
+            fitting = pool.submit(trainer.fit)
+            while not fitting.done():
+                wait([fitting], SIGNAL_SECONDS)
+            fitting.result()
     except ray.train.TrainingFailedError as error:
         raise LaunchError(str(error)) from error
 

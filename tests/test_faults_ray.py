@@ -20,7 +20,7 @@ from cluster.storage import complete_directories, read_json
 from tests.cluster_support import Cluster, started_cluster
 from tests.fault_support import TINY, assert_same_run, run
 from tests.test_cluster_elastic import two_nodes
-from tests.trainer_support import ROOT, losses
+from tests.trainer_support import ROOT, losses, signal_another_thread
 from trainer.checkpoint import step_of
 
 pytestmark = pytest.mark.alone
@@ -173,6 +173,6 @@ def test_the_notice_that_a_node_will_be_taken_away_leads_to_a_checkpoint(data: P
         assert saved >= known
         wait_for(lambda: last_step(directory) > saved + 3)
         assert len(complete_directories(directory / "checkpoints")) == 1
-        running.send_signal(signal.SIGINT)
+        signal_another_thread(running.pid, signal.SIGINT)
         assert running.wait(timeout=120) == 130, log.read_text()[-5000:]
     assert len(losses(directory)) == last_step(directory)

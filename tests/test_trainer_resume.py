@@ -16,7 +16,16 @@ from cluster.lease import LostLeaseError
 from cluster.spool import read_metrics
 from cluster.storage import DamagedError, complete_directories, read_json, verify
 from data_pipeline.demo import DemoOptions, pack_demo
-from tests.trainer_support import ROOT, command, digits, final_weights, losses, tiny_config, train_locally
+from tests.trainer_support import (
+    ROOT,
+    command,
+    digits,
+    final_weights,
+    losses,
+    signal_another_thread,
+    tiny_config,
+    train_locally,
+)
 from trainer.checkpoint import step_of
 from trainer.plan import plan
 from trainer.run import open_run, run_lease
@@ -202,9 +211,9 @@ def test_sigterm_ends_in_a_checkpoint_and_the_same_command_goes_on(
     deadline = time.monotonic() + 120
     while not read_metrics(tmp_path / "run").get("train/loss") and time.monotonic() < deadline:
         time.sleep(0.05)
-    running.send_signal(signal.SIGTERM)
+    signal_another_thread(running.pid, signal.SIGTERM)
     time.sleep(0.1)
-    running.send_signal(signal.SIGTERM)  # as timeout(1) does: to the process, then to its group
+    signal_another_thread(running.pid, signal.SIGTERM)  # as timeout(1) does: to the process, then to its group
     output, errors = running.communicate(timeout=60)
     assert running.returncode == 130, errors
     assert "stopped with a checkpoint" in output

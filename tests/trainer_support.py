@@ -1,7 +1,9 @@
 """Small runs for the trainer's tests: a data set of 40 digits, a network of one level, a few steps."""
 
+import ctypes
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,3 +92,12 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         text=True,
         check=False,
     )
+
+
+def signal_another_thread(pid: int, number: signal.Signals) -> None:
+    """Send a process a signal that the kernel hands to any of its threads but the main one, as it may.
+
+    It is the system call that is behind os.kill; Python has it for its own process alone.
+    """
+    tid = next(int(path.name) for path in Path(f"/proc/{pid}/task").iterdir() if int(path.name) != pid)
+    assert ctypes.CDLL(None).tgkill(pid, tid, int(number)) == 0
