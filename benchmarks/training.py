@@ -10,7 +10,9 @@ are stopped meanwhile, so that a machine that changes its speed changes it for a
 count. From the same steps comes by how much checkpoints written in the background lengthen them.
 """
 
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -89,9 +91,9 @@ class Contestant:
         self._turns.append((started, time.time()))
         self.send(signal.SIGSTOP)
 
-    def undisturbed(self, steps: list[Step]) -> list[Step]:
-        """Those that began and ended within one turn."""
-        return [s for s in steps if any(begin < s.started and s.ended < end for begin, end in self._turns)]
+    def undisturbed(self, steps: list[Step]) -> list[list[Step]]:
+        """Turn by turn, those that began and ended within it."""
+        return [[s for s in steps if begin < s.started and s.ended < end] for begin, end in self._turns]
 
 
 def bare_loop(case: Case, warm: Any, end: Any, results: Any) -> None:
@@ -203,6 +205,21 @@ def images_per_second(case: Case, steps: list[Step]) -> float:
     return case.batch * len(steps) / sum(step.ended - step.started for step in steps)
 
 
+def flat(turns: list[list[Step]]) -> list[Step]:
+    return list(itertools.chain.from_iterable(turns))
+
+
+def ratio(case: Case, turns: list[list[Step]], bare_turns: list[list[Step]]) -> tuple[float, float]:
+    """Of the images per second in all turns together; and its standard error, from the ratios of single rounds."""
+    whole = images_per_second(case, flat(turns)) / images_per_second(case, flat(bare_turns))
+    rounds = [
+        images_per_second(case, turn) / images_per_second(case, bare)
+        for turn, bare in zip(turns, bare_turns, strict=True)
+        if turn and bare
+    ]
+    return whole, statistics.stdev(rounds) / math.sqrt(len(rounds))
+
+
 def stalls(steps: list[Step]) -> dict[str, float]:
     """How much longer than the median of all steps those are that follow a checkpoint, and all others.
 
@@ -255,16 +272,19 @@ def main(
         bare_steps, seconds_of_draws = bare.end(contestants[0])
         all_steps = bare_steps, steps_of(with_mlflow), steps_of(without)
         counted = [c.undisturbed(steps) for c, steps in zip(contestants, all_steps, strict=True)]
-    speeds = [images_per_second(case, steps) for steps in counted]
-    found = stalls(counted[1])
-    median = statistics.median(step.ended - step.started for step in counted[1])
+    whole, error = ratio(case, counted[1], counted[0])
+    without_mlflow, _ = ratio(case, counted[2], counted[0])
+    bare_steps, our_steps, steps_without_mlflow = (flat(turns) for turns in counted)
+    found = stalls(our_steps)
+    median = statistics.median(step.ended - step.started for step in our_steps)
     figures = {
-        "bare_images_per_second": speeds[0],
-        "ours_images_per_second": speeds[1],
-        "ratio": speeds[1] / speeds[0],
-        "ratio_without_mlflow": speeds[2] / speeds[0],
+        "bare_images_per_second": images_per_second(case, bare_steps),
+        "ours_images_per_second": images_per_second(case, our_steps),
+        "ratio": whole,
+        "ratio_standard_error": error,
+        "ratio_without_mlflow": without_mlflow,
         **found,
-        "num_steps": [len(steps) for steps in counted],
+        "num_steps": [len(bare_steps), len(our_steps), len(steps_without_mlflow)],
         "draws_by_position": seconds_of_draws / median,
         "median_step_seconds": median,
         "snapshot_seconds": max(value for _, value, _ in metrics["checkpoint/stall_seconds"]),
@@ -272,8 +292,8 @@ def main(
         "device": torch.cuda.get_device_name() if use_gpu else f"1 of {os.cpu_count()} cores",
         "torch": torch.__version__,
     }
-    print(f"ours is {figures['ratio']:.3f} of the bare loop (wanted {WANTED_RATIO}),", end=" ")
-    print(f"{figures['ratio_without_mlflow']:.3f} while MLflow is away;")
+    print(f"ours is {whole:.3f} ± {error:.3f} of the bare loop (wanted {WANTED_RATIO}),", end=" ")
+    print(f"{without_mlflow:.3f} while MLflow is away;")
     print(f"a checkpoint lengthens the steps after it by {found['stall']:.1%} of the median step", end=" ")
     print(f"(wanted {ALLOWED_STALL:.0%}), at most by {found['longest_stall']:.1%}, chance others", end=" ")
     print(f"by {found['longest_elsewhere']:.1%}; draws by position are {figures['draws_by_position']:.2%} of a step")

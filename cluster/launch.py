@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException
 
-from cluster.process import end_with_parent
+from cluster.process import end_with_parent, keep_freed_memory
 
 SIGNAL_SECONDS = 0.5
 """A launching process wakes up so often: Python runs a signal's handler on the main thread, which sleeps on where the
@@ -142,6 +142,8 @@ def _local_worker(
     device = torch.device("cuda", local_rank) if resources.use_gpu else torch.device("cpu")
     if resources.use_gpu:
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     if not address:
         function(Worker(0, 1, device), run_directory)
         return

@@ -1,4 +1,4 @@
-"""What processes need to know of others: when their parent ends, and which commit they run."""
+"""What a process arranges with its system: when its parent ends, what memory it keeps, and which commit it runs."""
 
 import ctypes
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
 def end_with_parent(number: signal.Signals, parent_pid: int | None = None) -> None:
@@ -20,6 +21,18 @@ def end_with_parent(number: signal.Signals, parent_pid: int | None = None) -> No
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
         if parent_pid is not None and os.getppid() != parent_pid:
             os.kill(os.getpid(), number)
+
+
+def keep_freed_memory() -> None:
+    """Have malloc reuse freed memory instead of giving it back to the kernel. With glibc only; else nothing.
+
+    A step on the CPU frees and allocates the same megabytes of activations again and again; given back, each of their
+    pages costs a fault and is cleared anew, which took 6 % of a step's time. The process keeps its largest size.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # Up to glibc 2.34 blocks above 32 MiB could not be exempted from it. Any threshold stops malloc's own adjustments.
+    if mallopt is not None and (mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)):
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def git_commit() -> str:

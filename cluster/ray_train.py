@@ -14,6 +14,7 @@ import torch
 
 from cluster.launch import SIGNAL_SECONDS, LaunchError, Resources, Worker, WorkerFunction, in_ray_job
 from cluster.local import LOCAL_SETTINGS, client_environment
+from cluster.process import keep_freed_memory
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -156,6 +157,8 @@ def _ray_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     torch.set_num_threads(config["cpus_per_worker"])
     device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     worker = Worker(context.get_world_rank(), context.get_world_size(), device, _ray_notified)
     config["function"](worker, config["run_directory"])
 
