@@ -267,8 +267,9 @@ def main(
             stack.enter_context(ours(case, launcher, data, with_mlflow)),
             stack.enter_context(ours(case, launcher, data, without, NOBODY)),
         ]
-        for _ in range(num_turns):
-            for contestant in contestants:
+        for turn in range(num_turns):
+            # There and back again, so that a machine that grows slower or faster favours nobody.
+            for contestant in contestants if turn % 2 == 0 else reversed(contestants):
                 contestant.take_turn()
         metrics = read_metrics(with_mlflow)
         bare_steps, seconds_of_draws = bare.end(contestants[0])
