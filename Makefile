@@ -2,8 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= digits
-# Not compiled on installation: most modules of these packages are never imported, and others then are.
-PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+PIP_OPTIONS := --quiet --disable-pip-version-check --constraint constraints.txt
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 

@@ -12,6 +12,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(program): a program of tests/debian-packages.txt; skipped without it")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that it does not run on by itself when all others have ended."""
+    items.sort(key=lambda item: item.path.name != "test_trainer_zero.py")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine cannot run; in CI a missing program is a failure, since CI installs them."""
     for marker in item.iter_markers("needs"):
