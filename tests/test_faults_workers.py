@@ -16,15 +16,12 @@ from safetensors.torch import load_file
 from cluster.spool import read_metrics
 from cluster.storage import complete_directories, read_json, write_json_atomic
 from tests.fault_support import TINY, Ended, Running, assert_same_run, audited, checkpoint_names, run, wait_for
-from tests.trainer_support import ROOT, final_weights, losses
+from tests.trainer_support import NO_GRADIENT, ROOT, final_weights, losses
 from trainer.checkpoint import step_of
 
 pytestmark = pytest.mark.alone
 
 STEPS = 8
-# Attention adds the key bias to all logits of a row alike: its true gradient is 0, and Adam turns the rounding noise
-# that is left of it into steps of full size.
-NO_GRADIENT = ("key.bias",)
 
 
 @pytest.fixture(scope="module")

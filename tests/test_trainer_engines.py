@@ -11,15 +11,12 @@ from data_pipeline.loader import Batch
 from data_pipeline.order import SampleOrder
 from models.config import build_model
 from models.diffusion import GaussianDiffusion
-from tests.trainer_support import TINY_MODEL, digits, final_weights, losses, tiny_config, train_locally
+from tests.trainer_support import NO_GRADIENT, TINY_MODEL, digits, final_weights, losses, tiny_config, train_locally
 from trainer.config import Config
 from trainer.engines import DdpEngine, NonFiniteError
 from trainer.objective import Objective
 
 CPU = Worker(0, 1, torch.device("cpu"))
-# Attention adds the key bias to all logits of a row alike: its true gradient is 0, and Adam turns the rounding noise
-# that is left of it into steps of full size.
-NO_GRADIENT = ("key.bias",)
 
 
 @pytest.fixture(scope="module")

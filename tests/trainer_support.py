@@ -36,6 +36,10 @@ TINY_MODEL = ModelConfig(
     dropout=0.0,
 )
 
+# Attention adds the key bias to all logits of a row alike: its true gradient is 0, and Adam turns the rounding noise
+# that is left of it into steps of full size.
+NO_GRADIENT = ("key.bias",)
+
 
 def digits(folder: Path, num_images: int = 40) -> Path:
     pack_demo(DemoOptions("digits", num_images=num_images), folder)

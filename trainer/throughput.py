@@ -7,7 +7,6 @@ three forward passes, and what gradient checkpointing computes again does not co
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.config import ModelConfig, build_model
 
@@ -17,6 +16,9 @@ _MIN_SECONDS = 0.1
 
 def model_flops_per_image(config: ModelConfig) -> int:
     """FLOPs of the matrix products and convolutions of one image in one training step, counted without computing."""
+    # It imports Triton, which takes half a second that the other workers need not spend.
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.device("meta"):
         model = build_model(config)
         x_t = torch.empty(1, config.image_channels, config.image_size, config.image_size)
