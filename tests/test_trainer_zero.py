@@ -13,7 +13,7 @@ WORLDS = (1, 2, 3)
 NUM_STEPS = 50
 # 13 images: in one pass, or in parts of 4, of which the workers need different numbers.
 PASSES = {"": {}, "-passes": {"max_images_per_pass": 4}}
-# Seven images, since this costs more; how workers of the plain engine agree is in test_trainer_engines.py.
+# Seven images, since this costs more.
 FLOAT64 = {"precision": "fp64", "global_batch_size": 7}
 FLOAT64_PASSES = {"": {}, "-passes": {"max_images_per_pass": 2}}
 FLOAT64_CASES = [(1, "-passes"), (2, ""), (3, ""), (3, "-passes")]
@@ -63,8 +63,8 @@ def same_run_jobs(world_size: int) -> list[Job]:
     ]
     slices = [Job(f"{strategy}-{world_size}-slices", job_config(strategy, **sliced), stop=6) for strategy in STRATEGIES]
     float64 = [
-        Job(f"{stage}-{world_size}{variant}-float64", job_config(stage, train=FLOAT64 | passes), stop=NUM_STEPS)
-        for stage in STAGES
+        Job(f"{strategy}-{world_size}{variant}-float64", job_config(strategy, train=FLOAT64 | passes), stop=NUM_STEPS)
+        for strategy in STRATEGIES
         for variant, passes in FLOAT64_PASSES.items()
         if (world_size, variant) in FLOAT64_CASES
     ]
@@ -106,9 +106,9 @@ def test_any_engine_on_any_number_of_workers_trains_the_same_run(
 
 
 @pytest.mark.parametrize(("world_size", "variant"), FLOAT64_CASES)
-@pytest.mark.parametrize("stage", STAGES)
-def test_in_float64_only_the_order_of_sums_is_left(ran: Path, stage: str, world_size: int, variant: str) -> None:
-    name = f"{stage}-{world_size}{variant}-float64"
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_in_float64_only_the_order_of_sums_is_left(ran: Path, strategy: str, world_size: int, variant: str) -> None:
+    name = f"{strategy}-{world_size}{variant}-float64"
     plain, found = results(ran, "ddp-1-float64"), results(ran, name)
     assert len(found["losses"]) == NUM_STEPS
     assert found["losses"] == pytest.approx(plain["losses"], rel=1e-10)
