@@ -27,10 +27,10 @@ def keep_freed_memory() -> None:
     """Have malloc reuse freed memory instead of giving it back to the kernel. With glibc only; else nothing.
 
     A step on the CPU frees and allocates the same megabytes of activations again and again; given back, each of their
-    pages costs a fault and is cleared anew, which took 6 % of a step's time. The process keeps its largest size.
+    pages costs a fault and is cleared anew (docs/EXPERIMENTS.md). The process keeps its largest size.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # Up to glibc 2.34 blocks above 32 MiB could not be exempted from it. Any threshold stops malloc's own adjustments.
+    # The manual allows no threshold above 32 MiB, glibc 2.36 does. One that is set stops malloc's own adjustments.
     if mallopt is not None and (mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)):
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 

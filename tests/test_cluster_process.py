@@ -37,7 +37,7 @@ if sys.argv[1] == "kept":
 def steps(number):
     for _ in range(number):
         torch.ones(10 * 2**20)
-steps(50)  # a few, until the free pieces fit what is asked for
+steps(50)  # after about ten, the free pieces fit what is asked for
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 steps(4)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

@@ -16,7 +16,7 @@ PASSES = {"": {}, "-passes": {"max_images_per_pass": 4}}
 # Seven images, since this costs more.
 FLOAT64 = {"precision": "fp64", "global_batch_size": 7}
 FLOAT64_PASSES = {"": {}, "-passes": {"max_images_per_pass": 2}}
-FLOAT64_CASES = [(1, "-passes"), (2, ""), (3, ""), (3, "-passes")]
+FLOAT64_CASES = [(1, "-passes"), (2, ""), (2, "-passes"), (3, ""), (3, "-passes")]
 SLICES = {"clip_scope": "slice", "clip_slice_images": 3, "max_grad_norm": 0.5, "warmup_steps": 0, "learning_rate": 2e-4}
 SLICED_TRAIN = {"global_batch_size": 12, "max_images_per_pass": 2}
 DROPOUT = {"dropout": 0.1}
