@@ -35,6 +35,7 @@ from cluster.spool import read_metrics
 from data_pipeline.demo import DemoOptions, pack_demo
 from models.config import ModelConfig, build_model
 from models.diffusion import GaussianDiffusion
+from models.precision import use_tf32
 from trainer import randomness
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +52,7 @@ class Case(NamedTuple):
     model: ModelConfig
     batch: int
     device: str
+    precision: str = "fp32"
 
 
 ON_CPU = Case(
@@ -60,7 +62,7 @@ ON_CPU = Case(
     16,
     "cpu",
 )
-ON_GPU = Case(ModelConfig(image_size=32), 128, "cuda")  # the paper's for CIFAR-10
+ON_GPU = Case(ModelConfig(image_size=32), 128, "cuda", "tf32")  # the paper's for CIFAR-10
 
 
 class Step(NamedTuple):
@@ -101,9 +103,10 @@ class Contestant:
 def bare_loop(case: Case, warm: Any, end: Any, results: Any) -> None:
     """Trains until `end`; then puts its steps into the queue, and the seconds that a batch's draws by position take."""
     torch.set_num_threads(1)
+    use_tf32(case.precision == "tf32")
     device = torch.device(case.device)
     model, diffusion = build_model(case.model).to(device).train(), GaussianDiffusion()
-    adam = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    adam = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     batches = torch.rand(8, case.batch, 3, case.model.image_size, case.model.image_size, device=device) * 2 - 1
     steps: list[Step] = []
     while not end.is_set():
@@ -176,6 +179,7 @@ def ours(case: Case, launcher: str, data: Path, directory: Path, tracking_uri: s
         *("--train.num_steps", "1000000", "--train.global_batch_size", str(case.batch)),
         *("--train.log_every_steps", "1", "--checkpoint.every_steps", str(CHECKPOINT_STEPS)),
         *("--optim.warmup_steps", "0", "--optim.learning_rate", str(LEARNING_RATE)),
+        *("--optim.clip_scope", "global", "--train.precision", case.precision),
         *("--workers.use_gpu", str(case.device == "cuda").lower(), "--workers.num_workers", "1"),
         *("--run.tracking_uri", tracking_uri),
     ]

@@ -1,6 +1,7 @@
-"""What a process arranges with its system: when its parent ends, what memory it keeps, and which commit it runs."""
+"""What a process arranges with its system: when its parent ends, what memory it keeps, and what code it runs."""
 
 import ctypes
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -33,6 +34,17 @@ def keep_freed_memory() -> None:
     # The manual allows no threshold above 32 MiB, glibc 2.36 does. One that is set stops malloc's own adjustments.
     if mallopt is not None and (mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)):
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """The versions of those that are installed, by name."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def git_commit() -> str:

@@ -35,8 +35,7 @@ class BlockWorker:
     def __init__(self, checkpoint: Path, protocol: Protocol, folder: Path, settings: EvaluationSettings):
         """Cheap: networks and data are loaded by the first block, so that what they raise is raised by `run`."""
         self._checkpoint, self._protocol, self._folder, self._settings = checkpoint, protocol, folder, settings
-        if settings.num_threads is not None:
-            torch.set_num_threads(settings.num_threads)
+        settings.prepare_process()
 
     @cached_property
     def _snapshot(self) -> Snapshot:

@@ -63,8 +63,7 @@ def evaluate(
     protocol, settings = job.protocol, job.settings
     folder = job.work_folder / f"blocks-of-{settings.block_images}"
     folder.mkdir(parents=True, exist_ok=True)
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
+    settings.prepare_process()
     extractor = None
     if protocol.needs_samples:
         job.reference.check_imported(protocol)

@@ -49,6 +49,7 @@ def find_neighbours(job: Job, settings: EvaluationSettings, num_samples: int = 8
     device, protocol = settings.torch_device(), job.protocol
     if protocol.metric in ("bits_per_dim", "inception_score"):
         raise ValueError(f"{protocol.name} has no features to compare images by; give an fd_ or fid_ protocol")
+    settings.prepare_process()
     extractor = build_extractor(protocol, settings.weights_folder, device)
     snapshot, images = load_snapshot(job.checkpoint, device), open_images(job.run_directory)
     samples = sample_images(snapshot, protocol, 0, num_samples, settings.sampling_batch_size)

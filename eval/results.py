@@ -1,12 +1,12 @@
 """Results on disk: evals/<checkpoint>/<protocol digest>.json, written once, whole or not at all, and read back."""
 
-import importlib.metadata
 import math
 import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster.process import installed_versions
 from cluster.storage import read_json, write_json_atomic
 from eval.protocol import Protocol, from_description
 
@@ -69,10 +69,4 @@ def checkpoint_step(name: str) -> int:
 
 def library_versions() -> dict[str, str]:
     """Versions of what a number may depend on."""
-    versions = {"python": platform.python_version()}
-    for package in _REPORTED_PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {"python": platform.python_version(), **installed_versions(*_REPORTED_PACKAGES)}

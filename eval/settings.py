@@ -28,6 +28,16 @@ class EvaluationSettings:
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: at least {least} is needed")
 
+    def prepare_process(self) -> None:
+        """Set the threads, and float32 that is float32 on a GPU too, of the process that computes."""
+        import torch
+
+        from models.precision import use_tf32
+
+        if self.num_threads is not None:
+            torch.set_num_threads(self.num_threads)
+        use_tf32(False)
+
     def torch_device(self) -> str:
         """cpu or cuda. Raises ValueError if cuda is asked for and not there."""
         import torch

@@ -205,9 +205,15 @@ def import_snapshot(
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name, or with auto a GPU if there is one. Raises ValueError if it does not exist."""
+    """The device of a name, or with auto a GPU if there is one, set to compute in whole float32.
+
+    Raises ValueError if it does not exist.
+    """
     import torch
 
+    from models.precision import use_tf32
+
+    use_tf32(False)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

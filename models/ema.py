@@ -46,7 +46,7 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         if self.num_updates is not None:
             self.num_updates += 1
         weight = 1.0 - (self.decay if self.num_updates is None else self._decay_at(self.num_updates))
-        current = [p.to(s.dtype) for s, p in zip(self.shadow_params, current, strict=True)]
+        current = [p if p.dtype == s.dtype else p.to(s.dtype) for s, p in zip(self.shadow_params, current, strict=True)]
         torch._foreach_lerp_(self.shadow_params, current, weight)
 
     @property

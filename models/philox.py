@@ -6,9 +6,10 @@ batch: the same bits on every device, for any number of workers.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -26,19 +27,49 @@ def philox_4x32(counter: Sequence[torch.Tensor], key: tuple[int, int]) -> list[t
     counter: four int64 tensors of one shape with values in [0, 2^32); key: two such numbers.
     Returns four int64 tensors with values in [0, 2^32).
     """
-    word0, word1, word2, word3 = counter
     key0, key1 = key
+    if counter[0].is_cuda:
+        return list(_cuda_kernel()(*counter, key0=key0, key1=key1))
+    word0, word1, word2, word3 = counter
     for _ in range(_NUM_ROUNDS):
-        # The 64-bit products wrap around into the sign bit; the masks take the halves as unsigned words.
+        # The 64-bit products wrap around into the sign bit; a mask takes the lower half as an unsigned word.
+        # Words 1 and 3, which no round multiplies, wait for theirs until the end.
         product0 = word0 * _MULTIPLIERS[0]
         product1 = word2 * _MULTIPLIERS[1]
-        word0 = (product1 >> 32).bitwise_and_(_MASK32).bitwise_xor_(word1).bitwise_xor_(key0)
-        word2 = (product0 >> 32).bitwise_and_(_MASK32).bitwise_xor_(word3).bitwise_xor_(key1)
-        word1 = product1.bitwise_and_(_MASK32)
-        word3 = product0.bitwise_and_(_MASK32)
+        word0 = (product1 >> 32).bitwise_xor_(word1).bitwise_xor_(key0).bitwise_and_(_MASK32)
+        word2 = (product0 >> 32).bitwise_xor_(word3).bitwise_xor_(key1).bitwise_and_(_MASK32)
+        word1, word3 = product1, product0
         key0 = (key0 + _WEYL[0]) & _MASK32
         key1 = (key1 + _WEYL[1]) & _MASK32
-    return [word0, word1, word2, word3]
+    return [word0, word1.bitwise_and_(_MASK32), word2, word3.bitwise_and_(_MASK32)]
+
+
+@functools.cache
+def _cuda_kernel() -> Callable[..., tuple[torch.Tensor, ...]]:
+    """The same as one kernel: a GPU needs longer to start the hundred of a call than for their work.
+
+    torch compiles it at first use, without a compiler of the system's.
+    """
+    body = f"""
+        unsigned int word0 = c0, word1 = c1, word2 = c2, word3 = c3, k0 = key0, k1 = key1;
+        for (int round = 0; round != {_NUM_ROUNDS}; ++round) {{
+            unsigned int high0 = __umulhi({_MULTIPLIERS[0]}u, word0), high1 = __umulhi({_MULTIPLIERS[1]}u, word2);
+            unsigned int low0 = {_MULTIPLIERS[0]}u * word0, low1 = {_MULTIPLIERS[1]}u * word2;
+            word0 = high1 ^ word1 ^ k0;
+            word2 = high0 ^ word3 ^ k1;
+            word1 = low1;
+            word3 = low0;
+            k0 += {_WEYL[0]}u;
+            k1 += {_WEYL[1]}u;
+        }}
+        out0 = word0;
+        out1 = word1;
+        out2 = word2;
+        out3 = word3;
+    """
+    names = "T c0, T c1, T c2, T c3, T key0, T key1, T& out0, T& out1, T& out2, T& out3"
+    code = f"template <typename T> void philox_4x32({names}) {{{body}}}"
+    return torch.cuda.jiterator._create_multi_output_jit_fn(code, num_outputs=4, key0=0, key1=0)
 
 
 def stream_key(seed: int, stream: str) -> tuple[int, int]:

@@ -129,11 +129,18 @@ def test_wrong_arguments_are_refused(call):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_a_gpu_gives_the_published_known_answers(counter, key, expected):
+    words = philox.philox_4x32([torch.tensor([word] * 3, device="cuda") for word in counter], key)
+    assert [word.tolist() for word in words] == [[word] * 3 for word in expected]
+
+
+@pytest.mark.gpu
 def test_bits_are_the_same_on_a_gpu_and_normals_in_float32():
-    index = torch.arange(64)
-    assert torch.equal(
-        philox.uniform_bits(1, "s", index.cuda(), 7, 1001).cpu(), philox.uniform_bits(1, "s", index, 7, 1001)
-    )
+    index = torch.cat([torch.arange(64), torch.tensor([2**32 - 1, 2**32, 2**40 + 5, 2**63 - 1])])
+    for draw in (7, 2**32 - 1):
+        on_gpu = philox.uniform_bits(1, "s", index.cuda(), draw, 1001)
+        assert torch.equal(on_gpu.cpu(), philox.uniform_bits(1, "s", index, draw, 1001))
     on_gpu, on_cpu = philox.normal(1, "s", index.cuda(), (1001,)).cpu(), philox.normal(1, "s", index, (1001,))
     torch.testing.assert_close(on_gpu, on_cpu, rtol=2e-7, atol=1e-9)
 

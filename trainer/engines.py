@@ -4,6 +4,7 @@ An engine is handed this worker's part of a global batch. Losses are summed over
 size G, so that workers with one image more or less weigh right.
 """
 
+import math
 import warnings
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cluster.launch import Worker
 from data_pipeline.loader import Batch
 from models.ema import ExponentialMovingAverage
+from models.precision import use_tf32
 from trainer import randomness
 from trainer.config import Config, EmaConfig, OptimConfig
 from trainer.objective import Objective
@@ -88,9 +90,9 @@ def make_engine(model: nn.Module, objective: Objective, config: Config, worker: 
 
 
 def make_adam(model: nn.Module, optim: OptimConfig) -> torch.optim.Adam:
-    """Adam over all parameters, as in the paper."""
+    """Adam over all parameters, as in the paper, in one call for all of them."""
     betas = (optim.beta1, optim.beta2)
-    return torch.optim.Adam(model.parameters(), lr=optim.learning_rate, betas=betas, eps=optim.eps)
+    return torch.optim.Adam(model.parameters(), lr=optim.learning_rate, betas=betas, eps=optim.eps, fused=True)
 
 
 class BaseEngine:
@@ -102,8 +104,7 @@ class BaseEngine:
         self._objective, self._config, self._worker = objective, config, worker
         # Engines divide the gradients they sum by the number of workers.
         self._loss_weight = worker.world_size / config.train.global_batch_size
-        if config.train.precision == "tf32":
-            torch.set_float32_matmul_precision("high")
+        use_tf32(config.train.precision == "tf32")
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up from 0 at step 0, then constant (the authors' code)."""
@@ -123,7 +124,8 @@ class BaseEngine:
     def _begin(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Seed dropout for this step; images and counters on the device."""
         randomness.seed_dropout(self._config.train.seed, batch.step, self._worker.rank)
-        self.module.train()
+        if not self.module.training:  # a walk over all modules
+            self.module.train()
         images = batch.images.to(self._worker.device, non_blocking=True)
         return images, batch.counters.to(self._worker.device, non_blocking=True)
 
@@ -162,19 +164,18 @@ class DdpEngine(BaseEngine):
         """The update number `batch.step` (zero-based). Raises NonFiniteError before weights change."""
         images, counters = self._begin(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        if self._clips_slices:
-            losses = self._backward_slices(images, counters)
-            max_norm = float("inf")
-        else:
-            losses = self._backward(images, counters)
-            max_norm = self._config.optim.max_grad_norm or float("inf")
-        grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
+        losses = self._backward_slices(images, counters) if self._clips_slices else self._backward(images, counters)
+        parameters = list(self.module.parameters())
+        grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # Reading the norm waits for the device; without it one NaN would reach the weights, the EMA and a checkpoint.
-        if not torch.isfinite(grad_norm):
+        norm, max_norm = grad_norm.item(), self._config.optim.max_grad_norm
+        if not math.isfinite(norm):
             raise NonFiniteError(batch, losses, grad_norm)
+        if 0 < max_norm < norm and not self._clips_slices:
+            nn.utils.clip_grads_with_norm_(parameters, max_norm, grad_norm)
         self._set_learning_rate(self.optimizer.param_groups, batch.step)
         self.optimizer.step()
-        return StepResult(losses, grad_norm.detach())
+        return StepResult(losses, grad_norm)
 
     def model_state(self) -> dict[str, Tensor]:
         """Named weights in host memory. Collective: every rank calls it."""
@@ -195,7 +196,8 @@ class DdpEngine(BaseEngine):
         self.module.load_state_dict(model)
         for name, parameter in self.module.named_parameters():
             state = {m: optimizer[f"{m}.{name}"].to(parameter) for m in MOMENTS}
-            self.optimizer.state[parameter] = {**state, "step": optimizer["step"].clone()}
+            # As Adam's fused call wants it.
+            self.optimizer.state[parameter] = {**state, "step": optimizer["step"].to(parameter.device, copy=True)}
 
     def _backward(self, images: Tensor, counters: Tensor) -> Tensor:
         """Gradient of the global batch's mean loss into .grad; passes of bounded size, one all-reduce at the last."""
@@ -216,14 +218,18 @@ class DdpEngine(BaseEngine):
         """
         optim, parameters = self._config.optim, list(self.module.parameters())
         num_slices = self._config.train.global_batch_size // optim.clip_slice_images
-        total = [torch.zeros_like(p) for p in parameters]
+        total: list[Tensor] = []
         losses = []
         for some_images, some_counters in self._slices(images, counters):
             self.optimizer.zero_grad(set_to_none=True)
             losses.append(self._accumulate_slice(some_images, some_counters))
             nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
             gradients = [p.grad for p in parameters if p.grad is not None]
-            torch._foreach_add_(total, gradients, alpha=1 / num_slices)
+            if total:
+                torch._foreach_add_(total, gradients, alpha=1 / num_slices)
+            else:
+                torch._foreach_mul_(gradients, 1 / num_slices)
+                total = gradients
         if self._distributed:
             _all_reduce_sum(total)
         for parameter, gradient in zip(parameters, total, strict=True):

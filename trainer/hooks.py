@@ -40,14 +40,14 @@ class MetricsHook:
         if spool is not None:
             self._flops_per_image = model_flops_per_image(config.model)
             self._peak = worker.world_size * peak_flops_per_second(worker.device, config.train.precision)
-        self._config, self._worker, self._objective = config, worker, objective
+        self._config, self._worker = config, worker
         self._engine, self._ema, self._stream, self._spool, self._clock = engine, ema, stream, spool, clock
-        self.recorder = WindowRecorder(objective.diffusion.num_timesteps, worker.world_size, begun)
+        self.recorder = WindowRecorder(objective.timesteps, objective.diffusion.num_timesteps, worker.world_size, begun)
         self._num_timed_steps = 0
         self._started, self._waited = clock(), stream.wait_seconds
 
     def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
-        self.recorder.add(self._objective.timesteps(batch.counters), result.losses, result.grad_norm)
+        self.recorder.add(batch.counters, result.losses, result.grad_norm)
         self._num_timed_steps += 1
         if step % self._config.train.log_every_steps == 0 or step == self._config.train.num_steps:
             values = self.recorder.take().averages() | self._speed_values()

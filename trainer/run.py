@@ -1,6 +1,5 @@
 """A run directory from one attempt to the next: opened by the one process that holds its lease, and closed."""
 
-import importlib.metadata
 import json
 import logging
 import time
@@ -14,7 +13,7 @@ import torch
 
 from cluster.fault import requested
 from cluster.lease import Lease, holding
-from cluster.process import git_commit
+from cluster.process import git_commit, installed_versions
 from cluster.spool import Spool
 from cluster.storage import complete_directories, read_json, write_json_atomic
 from cluster.tracking_uri import redacted as redacted_uri
@@ -75,7 +74,7 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
         "git_commit": git_commit(),
         "faults": requested(),
         "forced_changes": forced_changes,
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        "versions": installed_versions(*_VERSIONED),
     }
     if is_finished(plan):
         return False

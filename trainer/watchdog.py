@@ -7,6 +7,7 @@ in `heartbeats/` of the run directory, so that the one that notices can name the
 import faulthandler
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -30,14 +31,15 @@ class Watchdog:
 
     The launcher then restarts the workers. The clock starts with the first step that ends, because the first may
     compile for long; before that the launcher's own start timeout applies. While rank 0 writes a checkpoint that the
-    others may be waiting for, such as the last, it has ten times as long: storage may be slow, and a save is no hang.
+    others may be waiting for, such as the last, the clock stands still, up to ten times that long: storage may be slow,
+    and a save is no hang.
     """
 
     def __init__(self, run_directory: Path, worker: Worker, timeout_seconds: float, is_saving: Callable[[], bool]):
         self._heartbeats = run_directory / "heartbeats"
         self._stacks = run_directory / "stacks"
         self._worker, self._timeout_seconds, self._is_saving = worker, timeout_seconds, is_saving
-        self._step, self._stepped = -1, time.monotonic()
+        self._step, self._stepped, self._saved_unix_seconds = -1, time.monotonic(), 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._heartbeats.mkdir(parents=True, exist_ok=True)
@@ -57,26 +59,30 @@ class Watchdog:
                 self._beat()
             except OSError as error:
                 _log.warning("heartbeat not written: %s", error)
-            if self._step >= 0 and time.monotonic() - self._stepped > self._patience_seconds():
+            if self._is_stuck():
                 self._end()
             ended = self._stop.wait(self._timeout_seconds / _BEATS_PER_TIMEOUT)
 
     def _beat(self) -> None:
+        now = time.time()
+        if self._is_saving():
+            self._saved_unix_seconds = now
         beat = {
             "rank": self._worker.rank,
             "step": self._step,
-            "saving": self._is_saving(),
+            "saved_unix_seconds": self._saved_unix_seconds,  # when it was last seen to write a checkpoint; 0: never
             "pid": os.getpid(),
-            "unix_seconds": time.time(),
+            "unix_seconds": now,
         }
         write_json_atomic(self._heartbeats / f"rank-{self._worker.rank}.json", beat)
 
-    def _patience_seconds(self) -> float:
-        if time.monotonic() - self._stepped < self._timeout_seconds:
-            return self._timeout_seconds  # without a look at the storage
+    def _is_stuck(self) -> bool:
+        idle_seconds = time.monotonic() - self._stepped
+        if self._step < 0 or idle_seconds < self._timeout_seconds:
+            return False  # without a look at the storage
         beat = self._read_beat(0)
-        saves = beat is not None and beat["saving"] and time.time() - beat["unix_seconds"] < self._timeout_seconds
-        return (_SAVES_TIMEOUTS if saves else 1) * self._timeout_seconds
+        saved_seconds_ago = time.time() - beat["saved_unix_seconds"] if beat else math.inf
+        return saved_seconds_ago > self._timeout_seconds or idle_seconds > _SAVES_TIMEOUTS * self._timeout_seconds
 
     def _read_beat(self, rank: int) -> dict[str, Any] | None:
         try:

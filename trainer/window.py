@@ -1,5 +1,6 @@
 """Averages over the steps since the last logged one, the same to the bit for a run that was stopped in between."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,20 +38,29 @@ class Window:
 class WindowRecorder:
     """Collects what a window needs without waiting for the device; it does when the sums are asked for."""
 
-    def __init__(self, num_timesteps: int, world_size: int, begun: dict[str, Any] | None):
-        """begun: the window that a checkpoint holds, None for an empty one."""
-        self._num_timesteps, self._world_size = num_timesteps, world_size
+    def __init__(
+        self,
+        timesteps: Callable[[Tensor], Tensor],
+        num_timesteps: int,
+        world_size: int,
+        begun: dict[str, Any] | None,
+    ):
+        """timesteps: the t of sample counters. begun: the window that a checkpoint holds, None for an empty one."""
+        self._timesteps, self._num_timesteps, self._world_size = timesteps, num_timesteps, world_size
         self._window = Window(**begun) if begun else Window()
         self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def add(self, t: Tensor, losses: Tensor, grad_norm: Tensor) -> None:
-        """One step. t: (b,) int64; losses: (b,) this worker's; grad_norm: () that of all workers."""
-        self._steps.append((t, losses, grad_norm))
+    def add(self, counters: Tensor, losses: Tensor, grad_norm: Tensor) -> None:
+        """One step. counters: (b,) int64; losses: (b,) this worker's; grad_norm: () that of all workers."""
+        self._steps.append((counters, losses, grad_norm))
 
     def window(self) -> Window:
         """The sums so far. Collective."""
         if self._steps:
-            sums = torch.stack([self._sums(t, losses) for t, losses, _ in self._steps])
+            counters = [counters for counters, _, _ in self._steps]
+            # Drawn again, for all steps at once.
+            t = self._timesteps(torch.cat(counters)).split([len(some) for some in counters])
+            sums = torch.stack([self._sums(some, losses) for some, (_, losses, _) in zip(t, self._steps, strict=True)])
             if self._world_size > 1:
                 dist.all_reduce(sums)
             norms = torch.stack([norm for _, _, norm in self._steps])

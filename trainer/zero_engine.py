@@ -178,7 +178,7 @@ class ZeroEngine(BaseEngine):
         """Adam's state as it is before its first step, which would create it; a checkpoint is loaded into it."""
         for master in self._masters():
             moments = {moment: torch.zeros_like(master, requires_grad=False) for moment in MOMENTS}
-            self._adam.state[master] = {"step": torch.zeros(()), **moments}
+            self._adam.state[master] = {"step": torch.zeros((), device=master.device), **moments}
         if self._stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
 
