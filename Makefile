@@ -24,10 +24,11 @@ install: .venv/installed
 demo: install
 	@$(BIN)/python -m cluster demo $(DEMO)
 
-# Two at a time; then those that start several processes or measure time.
+# Two files at a time; then those that start several processes, of which one may start a Ray cluster.
+TWO := -n 2 --dist loadgroup --no-loadscope-reorder
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest $(TWO) -m "not heavy"
+	$(BIN)/python -m pytest $(TWO) -m heavy
 
 # Debian packages that some tests need; without them those tests skip (and fail where CI=true is set).
 test-deps:

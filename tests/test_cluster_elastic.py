@@ -19,7 +19,7 @@ from tests.cluster_support import Cluster
 from tests.trainer_support import ROOT, command, digits, losses
 from trainer.stop import checkpoint_path
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.heavy, pytest.mark.ray]
 
 TRAINING = [
     *("--preset", "demo", "--workers.num_workers", "2", "--workers.min_workers", "1"),

@@ -17,7 +17,7 @@ from cluster.spool import read_metrics
 from tests.cluster_support import Cluster, started_cluster
 from tests.trainer_support import ROOT, command, digits, losses
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.heavy, pytest.mark.ray]
 
 TRAINING = [
     *("--preset", "demo", "--workers.num_workers", "2", "--train.global_batch_size", "12"),

@@ -17,7 +17,7 @@ from cluster.storage import complete_directories, read_json
 from tests.trainer_support import ROOT
 from trainer.checkpoint import step_of
 
-pytestmark = [pytest.mark.alone, pytest.mark.demo, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.heavy, pytest.mark.ray, pytest.mark.demo, pytest.mark.timeout(1800)]
 
 
 def steps_of_checkpoints(demo: Path) -> list[int]:

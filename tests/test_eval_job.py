@@ -17,7 +17,7 @@ from eval.results import all_results
 from tests.cluster_support import Cluster, started_cluster
 from tests.trainer_support import ROOT, digits
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.heavy, pytest.mark.ray]
 
 TRAINING = [
     *("--preset", "demo", "--workers.num_workers", "1", "--train.global_batch_size", "12"),

@@ -31,7 +31,7 @@ from eval.service_web import build_app, read_status
 from eval.settings import EvaluationSettings
 from tests.eval_support import made_up_result, make_run
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.heavy
 
 SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=16, num_bootstrap=2)
 PROTOCOL = parse_protocol("fd_efficientnet_lite0_8_ddim2")

@@ -23,7 +23,7 @@ from eval.runner import Runner
 from eval.settings import EvaluationSettings, PoolSettings
 from tests.eval_support import make_run
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.heavy, pytest.mark.ray]
 
 SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=4, num_bootstrap=2)
 PROTOCOL = parse_protocol("fd_efficientnet_lite0_16_ddim2")

@@ -17,7 +17,7 @@ from cluster.storage import read_json
 from tests.fault_support import TINY, Running, run, wait_for
 from tests.trainer_support import ROOT
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.heavy
 
 PACED = "step.before:again:delay=0.1"
 

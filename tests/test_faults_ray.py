@@ -23,7 +23,7 @@ from tests.test_cluster_elastic import two_nodes
 from tests.trainer_support import ROOT, losses, signal_another_thread
 from trainer.checkpoint import step_of
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.heavy, pytest.mark.ray]
 
 TRAINING = [*TINY, "--launcher", "ray", "--workers.num_workers", "2"]
 NEVER = "1000000"

@@ -20,7 +20,7 @@ from tests.fault_support import TINY, Ended, Running, assert_same_run, checkpoin
 from tests.trainer_support import digits, losses
 from trainer.run import LEASE_STALE_SECONDS
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.heavy
 
 STEPS = 8
 PACED = {"RAYDDPM_FAULT": "step.before:again:delay=0.3"}

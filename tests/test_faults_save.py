@@ -15,7 +15,7 @@ from cluster.storage import COMPLETE, complete_directories, verify
 from tests.fault_support import TINY, Ended, Running, assert_same_run, checkpoint_names, run, wait_for
 from tests.machine_support import cannot_run
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.heavy
 
 STEPS = 8
 

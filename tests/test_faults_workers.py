@@ -19,7 +19,7 @@ from tests.fault_support import TINY, Ended, Running, assert_same_run, audited, 
 from tests.trainer_support import NO_GRADIENT, ROOT, final_weights, losses
 from trainer.checkpoint import step_of
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.heavy
 
 STEPS = 8
 
@@ -153,8 +153,8 @@ def test_a_single_worker_is_started_again_too(data: Path, storage: Path) -> None
 
 def test_a_slow_save_is_not_taken_for_a_hang(data: Path, storage: Path, unbroken: Path) -> None:
     """Both workers wait for the last checkpoint, three times as long as a step may take."""
-    slow = {"RAYDDPM_FAULT": "save.in_write:step=8:delay=6"}
-    ended = train(data, storage, "slow", "--workers.step_timeout_seconds", "2", **slow)
+    slow = {"RAYDDPM_FAULT": "save.in_write:step=8:delay=12"}
+    ended = train(data, storage, "slow", "--workers.step_timeout_seconds", "4", **slow)
     assert ended.code == 0, ended.output
     assert "started again" not in ended.output
     assert_same_run(storage / "slow", unbroken, data, STEPS)

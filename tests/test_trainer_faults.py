@@ -22,7 +22,7 @@ from trainer.plan import plan
 from trainer.run import open_run, run_lease
 from trainer.worker import train_worker
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.heavy
 
 ARGUMENTS = [
     *("--preset", "demo", "--launcher", "local", "--workers.num_workers", "2"),
@@ -74,8 +74,14 @@ def test_a_lost_worker_costs_a_restart_and_no_sample(
         assert any(f'trainer/{place}.py", line' in stacks for place in ("engines", "hooks", "stop"))
 
 
-def test_a_diverging_run_stops_before_the_update_and_says_which_images_it_saw(data: Path, tmp_path: Path) -> None:
-    """A rate of 1e30 makes weights so large after one update that the next gradient overflows."""
+def test_a_diverging_run_stops_before_the_update_and_says_which_images_it_saw(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate of 1e30 makes weights so large after one update that the next gradient overflows.
+
+    The checkpoint between is still being written by then, and becomes whole.
+    """
+    monkeypatch.setenv("RAYDDPM_FAULT", "save.in_write:step=1:delay=1")
     diverging = tiny_config(
         data, tmp_path, "run", optim={"learning_rate": 1e30, "warmup_steps": 0}, checkpoint={"every_steps": 1}
     )

@@ -31,7 +31,7 @@ from trainer.plan import plan
 from trainer.run import open_run, run_lease
 from trainer.worker import train_worker
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(scope="module")

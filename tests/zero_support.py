@@ -23,7 +23,7 @@ from trainer.objective import Objective
 from trainer.zero_engine import ZeroEngine
 
 # Twice as many channels as normalisation groups: with one channel a group, the biases before it have no gradient.
-MODEL = dataclasses.replace(TINY_MODEL, channel_multipliers=(2,))
+MODEL = dataclasses.replace(TINY_MODEL, channel_multipliers=(2,), attention_resolutions=())
 _STATE_KINDS = ("model", "optimizer", "ema")
 _UNUSED = Path("/unused")
 

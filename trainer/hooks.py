@@ -1,5 +1,6 @@
 """What happens besides training: metrics and checkpoints every so many steps, and an end when the run is another's."""
 
+import logging
 import resource
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import psutil
 import torch
 
 from cluster.launch import Worker
-from cluster.lease import Lease
+from cluster.lease import Lease, LostLeaseError
 from cluster.spool import Spool
 from data_pipeline.loader import Batch, BatchStream
 from models.ema import ExponentialMovingAverage
@@ -19,6 +20,8 @@ from trainer.engines import Engine, StepResult
 from trainer.objective import Objective
 from trainer.throughput import model_flops_per_image, peak_flops_per_second
 from trainer.window import WindowRecorder
+
+_log = logging.getLogger(__name__)
 
 
 class MetricsHook:
@@ -128,6 +131,13 @@ class CheckpointHook:
         self._saver.start(captured)
         if wait:
             self._report(self._saver.collect(wait=True))
+
+    def close(self) -> None:
+        """Let a checkpoint that is being written become whole. Where that fails, what ended the training says why."""
+        try:
+            self._report(self._saver.collect(wait=True))
+        except (OSError, LostLeaseError) as error:
+            _log.error("the checkpoint of step %d was not written: %s", self._last_step, error)
 
     def is_saving(self) -> bool:
         """Whether a checkpoint is being written now; asked by another thread."""

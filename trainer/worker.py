@@ -98,6 +98,7 @@ def _train(worker: Worker, directory: Path, run: dict[str, Any], lease: Lease | 
         _report_non_finite(error, directory, worker, objective, dataset, order)
         raise
     finally:
+        checkpoints.close()
         watchdog.close()
         stream.close()
         if spool is not None:
