@@ -75,7 +75,8 @@ def capture(step: int, engine: Engine, ema: ExponentialMovingAverage, window: Wi
         "num_updates": ema.update_count or 0,
         "initial_weight_share": ema.initial_weight_share,
     }
-    return Captured(step, engine.model_state(), engine.optimizer_state(), ema.named_state(), progress, window)
+    average = {name: tensor.cpu() for name, tensor in ema.named_state().items()}
+    return Captured(step, engine.model_state(), engine.optimizer_state(), average, progress, window)
 
 
 class CheckpointStore:

@@ -96,7 +96,7 @@ class TrainConfig:
     seed: int = 0
     """Fixes initial weights, order of images, flips, timesteps, noise and dropout."""
     precision: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
-    """Arithmetic of forward and backward; weights, Adam and EMA stay float32 (fp64: all float64)."""
+    """Arithmetic of forward and backward; weights, Adam and EMA stay float32 (fp64: all float64). tf32: on GPUs."""
     max_images_per_pass: int = 0
     """Memory setting: larger local batches are accumulated in passes of at most this many images; 0: one pass."""
     log_every_steps: int = 100
