@@ -15,7 +15,7 @@ import pytest
 
 from cluster.spool import read_metrics
 from tests.cluster_support import Cluster, started_cluster
-from tests.trainer_support import ROOT, command, digits, losses
+from tests.trainer_support import ROOT, command, losses
 
 pytestmark = [pytest.mark.heavy, pytest.mark.ray]
 
@@ -30,11 +30,6 @@ TRAINING = [
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with started_cluster(tmp_path_factory.mktemp("home"), num_cpus=2) as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp("digits") / "data")
 
 
 def training(data: Path, storage: Path, num_steps: int) -> list[str]:

@@ -15,11 +15,6 @@ from tests.trainer_support import digits
 BATCH = 12
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp("digits") / "data")
-
-
 @pytest.fixture
 def dataset(data: Path) -> Dataset:
     return open_dataset(data)

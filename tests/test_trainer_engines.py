@@ -11,17 +11,12 @@ from data_pipeline.loader import Batch
 from data_pipeline.order import SampleOrder
 from models.config import build_model
 from models.diffusion import GaussianDiffusion
-from tests.trainer_support import NO_GRADIENT, TINY_MODEL, digits, final_weights, losses, tiny_config, train_locally
+from tests.trainer_support import NO_GRADIENT, TINY_MODEL, final_weights, losses, tiny_config, train_locally
 from trainer.config import Config
 from trainer.engines import DdpEngine, NonFiniteError
 from trainer.objective import Objective
 
 CPU = Worker(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp("digits") / "data")
 
 
 def engine_for(config: Config, zero_init: bool = True) -> DdpEngine:

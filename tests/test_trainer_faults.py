@@ -15,7 +15,7 @@ from cluster.launch import Worker
 from cluster.spool import read_metrics
 from cluster.storage import complete_directories
 from tests.fault_support import assert_same_run, wait_for
-from tests.trainer_support import ROOT, command, digits, tiny_config
+from tests.trainer_support import ROOT, command, tiny_config
 from trainer.checkpoint import step_of
 from trainer.engines import NonFiniteError
 from trainer.plan import plan
@@ -30,11 +30,6 @@ ARGUMENTS = [
     *("--train.num_steps", "40", "--train.global_batch_size", "12", "--train.log_every_steps", "1"),
     *("--checkpoint.every_steps", "5", "--workers.step_timeout_seconds", "5", "--data.ledger", "true"),
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp("digits") / "data")
 
 
 @pytest.fixture(scope="module")

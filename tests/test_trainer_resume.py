@@ -34,11 +34,6 @@ from trainer.worker import train_worker
 pytestmark = pytest.mark.heavy
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp("digits") / "data")
-
-
 def equal_weights(one: Path, other: Path) -> bool:
     return all(
         torch.equal(a[name], b[name])
