@@ -6,7 +6,7 @@ PIP_OPTIONS := --quiet --disable-pip-version-check --constraint constraints.txt
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test test-deps lint format bench clean
+.PHONY: help install demo test test-processes test-ray test-deps lint format bench clean
 
 help:
 	@echo "make install | demo [DEMO=digits|faces] | test | lint | format | bench | clean"
@@ -24,11 +24,16 @@ install: .venv/installed
 demo: install
 	@$(BIN)/python -m cluster demo $(DEMO)
 
-# Two files at a time; then those that start several processes, of which one may start a Ray cluster.
-TWO := -n 2 --dist loadgroup --no-loadscope-reorder
+# Two files at a time; then, one beside the other, what starts several processes without Ray and with it.
 test: install
-	$(BIN)/python -m pytest $(TWO) -m "not heavy"
-	$(BIN)/python -m pytest $(TWO) -m heavy
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not heavy"
+	$(MAKE) --jobs 2 --keep-going --output-sync=line test-processes test-ray
+
+test-processes: install
+	$(BIN)/python -m pytest -m "heavy and not ray"
+
+test-ray: install
+	$(BIN)/python -m pytest -m "heavy and ray"
 
 # Debian packages that some tests need; without them those tests skip (and fail where CI=true is set).
 test-deps:

@@ -7,21 +7,14 @@ import pytest
 
 from tests.machine_support import cannot_run
 
-LONGEST_FILES = ("test_trainer_zero.py", "test_faults_workers.py", "test_faults_mlflow.py", "test_trainer_resume.py")
-
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(program): a program of tests/debian-packages.txt; skipped without it")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests in one process, all with a Ray cluster too; what takes longest first, so as not to be last."""
-    groups = {item: "ray" if item.get_closest_marker("ray") else item.path.name for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    places = {group: place for place, group in enumerate(("ray", *LONGEST_FILES))}
-    items.sort(key=lambda item: places.get(groups[item], len(places)))
+    """The longest file first, so that it does not run on by itself when all others have ended."""
+    items.sort(key=lambda item: item.path.name != "test_trainer_zero.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
