@@ -133,9 +133,9 @@ class CheckpointHook:
             self._report(self._saver.collect(wait=True))
 
     def close(self) -> None:
-        """Let a checkpoint that is being written become whole. Where that fails, what ended the training says why."""
+        """Let a checkpoint that is being written become whole; log nothing, since the run may be another's by now."""
         try:
-            self._report(self._saver.collect(wait=True))
+            self._saver.collect(wait=True)
         except (OSError, LostLeaseError) as error:
             _log.error("the checkpoint of step %d was not written: %s", self._last_step, error)
 
