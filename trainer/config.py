@@ -61,8 +61,8 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this L2 norm; 0 switches clipping off."""
     clip_scope: Literal["global", "slice"] = "global"
-    """global: clip the batch's gradient. slice: clip each slice's mean gradient, then average, as the authors' code does;
-    every slice is a pass, so that on one GPU this takes several times as long."""
+    """global: clip the batch's gradient. slice: clip each slice's mean gradient, then average (the authors' code); a
+    slice is a pass of its own, so that on one GPU this takes several times as long."""
     clip_slice_images: int = 16
     """Images in a slice (the authors: 16 for CIFAR-10, 8 at 256 px); independent of the number of workers."""
 
