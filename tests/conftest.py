@@ -1,4 +1,4 @@
-"""What all tests share: system packages and GPUs that a test may need, and 40 digits to train on."""
+"""What all tests share: system packages and GPUs that a test may need, 40 digits to train on, and where runs lie."""
 
 import shutil
 from pathlib import Path
@@ -35,3 +35,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.trainer_support import digits  # imports torch, which few tests of the data need
 
     return digits(tmp_path_factory.mktemp("digits") / "data")
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of a file's tests lie."""
+    return tmp_path_factory.mktemp("storage")

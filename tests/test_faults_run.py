@@ -27,11 +27,6 @@ PACED = {"RAYDDPM_FAULT": "step.before:again:delay=0.3"}
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("storage")
-
-
-@pytest.fixture(scope="module")
 def unbroken(data: Path, storage: Path) -> Path:
     assert train(data, storage, "unbroken").code == 0
     return storage / "unbroken"

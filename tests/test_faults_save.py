@@ -21,11 +21,6 @@ STEPS = 8
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("storage")
-
-
-@pytest.fixture(scope="module")
 def unbroken(data: Path, storage: Path) -> Path:
     assert train(data, storage, "unbroken").code == 0
     return storage / "unbroken"

@@ -25,11 +25,6 @@ STEPS = 8
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("storage")
-
-
-@pytest.fixture(scope="module")
 def unbroken(data: Path, storage: Path) -> Path:
     ended = train(data, storage, "unbroken")
     assert ended.code == 0, ended.output

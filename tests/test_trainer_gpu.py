@@ -20,11 +20,6 @@ NUM_STEPS = 8
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("storage")
-
-
-@pytest.fixture(scope="module")
 def on_cpu(data: Path, storage: Path) -> Path:
     return train(data, storage, "cpu", use_gpu=False)
 

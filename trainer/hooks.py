@@ -133,7 +133,7 @@ class CheckpointHook:
             self._report(self._saver.collect(wait=True))
 
     def close(self) -> None:
-        """Let a checkpoint that is being written become whole; log nothing, since the run may be another's by now."""
+        """Let a checkpoint that is being written become whole. No metrics of it: the run may be another's by now."""
         try:
             self._saver.collect(wait=True)
         except (OSError, LostLeaseError) as error:
