@@ -19,9 +19,9 @@ import webdataset
 from jsonargparse import auto_cli
 from PIL import Image
 
-from data_pipeline.images import Framing, frame_bytes
-from data_pipeline.pack import PackOptions, pack
-from data_pipeline.sources import FolderSource
+from data_pipeline.packing.framing import Framing, frame_bytes
+from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.sources.source import FolderSource
 
 SOURCE_SIZE, SIZE = 1024, 256
 

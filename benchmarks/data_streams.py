@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_pipeline.loader import BatchStream
 from data_pipeline.order import SampleOrder
-from data_pipeline.pack import PackOptions, pack
-from data_pipeline.shards import open_dataset
-from data_pipeline.sources import FolderSource
+from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.sources.source import FolderSource
+from data_pipeline.storage.shards import open_dataset
 
 BATCH, SIZE, NUM_WORKERS = 64, 256, 2
 USUAL = "ImageFolder, usual (float)"

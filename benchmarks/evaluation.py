@@ -29,10 +29,10 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eval.statistics import FeatureStatistics, statistics_distance
+from eval.metrics.statistics import FeatureStatistics, statistics_distance
 from models.config import ModelConfig
 from models.snapshot import build_on_meta
-from trainer.presets import PRESETS
+from trainer.config.presets import PRESETS
 
 BATCHES = {"clean-fid": 32, "torch-fidelity": 64, "pytorch-fid": 50}
 """Each library's default."""

@@ -20,7 +20,7 @@ import torch
 from jsonargparse import auto_cli
 
 from cluster.spool import read_metrics
-from data_pipeline.demo import DemoOptions, pack_demo
+from data_pipeline.demo.sets import DemoOptions, pack_demo
 from models.config import ModelConfig, build_model
 from models.diffusion import GaussianDiffusion
 from models.precision import use_tf32

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from eval.features import FeatureExtractor, build_extractor
+from eval.metrics.extractor import FeatureExtractor, build_extractor
+from eval.metrics.weights import INCEPTION_FILE
 from eval.protocol import parse_protocol
-from eval.weights import INCEPTION_FILE
 
 MODES = {"clean": "fid_clean_10k", "legacy_tensorflow": "fid_tf_10k"}
 

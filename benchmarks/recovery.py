@@ -21,7 +21,7 @@ from typing import Literal
 from jsonargparse import auto_cli
 
 from cluster.storage import complete_directories
-from data_pipeline.demo import DemoOptions, pack_demo
+from data_pipeline.demo.sets import DemoOptions, pack_demo
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_SECONDS = 30.0

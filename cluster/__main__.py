@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster import local
-from cluster.command_line import USER_ERROR, Command, run_command
+from common.command_line import USER_ERROR, Command, run_command
 
 
 def up(num_cpus: int | None = None) -> None:

@@ -12,10 +12,11 @@ from typing import Literal
 
 from cluster import local
 from cluster.progress import ProgressBar
-from cluster.storage import complete_directories, read_json
+from cluster.storage import complete_directories
 from cluster.submit import Jobs
+from common.code import ROOT
+from common.files import read_json
 
-_ROOT = Path(__file__).resolve().parents[1]
 _PRESETS = {"digits": "demo", "faces": "demo_faces"}
 _IMAGE_SIZES = {"digits": 8, "faces": 16}
 _PROTOCOL = "fd_efficientnet_lite0_512_ddim20"
@@ -27,7 +28,7 @@ class DemoError(RuntimeError):
     """A step of the demo failed; the message is what it printed last."""
 
 
-def run_demo(subject: Literal["digits", "faces"], folder: Path = _ROOT) -> None:
+def run_demo(subject: Literal["digits", "faces"], folder: Path = ROOT) -> None:
     """Pack, train on 2 Ray workers with evaluation beside, sample, report. Run again, it resumes or says so.
 
     folder: `data/`, `runs/` and `reports/` are made here.
@@ -102,7 +103,7 @@ def _require(condition: bool, jobs: Jobs, job: str) -> None:
 
 def _command(*arguments: str) -> None:
     """Run another room's door with this Python, its output shown."""
-    finished = subprocess.run([sys.executable, *arguments], cwd=_ROOT, check=False)
+    finished = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
     if finished.returncode:
         raise DemoError(f"python {shlex.join(arguments)} ended with exit code {finished.returncode}")
 

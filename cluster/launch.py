@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException
 
-from cluster.process import end_with_parent, keep_freed_memory
+from common.process import end_with_parent, keep_freed_memory
 
 SIGNAL_SECONDS = 0.5
 """A launching process wakes up so often: Python runs a signal's handler on the main thread, which sleeps on where the

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cluster.storage import write_json_atomic
+from common.files import write_json_atomic
 
 
 class LostLeaseError(RuntimeError):

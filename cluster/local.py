@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.process import end_with_parent
-from cluster.storage import read_json, write_json_atomic
+from common.files import read_json, write_json_atomic
+from common.process import end_with_parent
 
 _HOST = "127.0.0.1"
 LOCAL_SETTINGS = {

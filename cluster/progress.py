@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cluster.spool import read_events
-from cluster.storage import read_json
+from common.files import read_json
 
 
 class ProgressBar:

@@ -14,9 +14,8 @@ import torch
 
 from cluster.launch import SIGNAL_SECONDS, LaunchError, Resources, Worker, WorkerFunction, in_ray_job
 from cluster.local import LOCAL_SETTINGS, client_environment
-from cluster.process import keep_freed_memory
-
-_ROOT = Path(__file__).resolve().parents[1]
+from common.code import ROOT
+from common.process import keep_freed_memory
 
 
 def launch_ray(
@@ -144,7 +143,7 @@ def _keeping_sigterm() -> Iterator[None]:
 
 def _own_cluster() -> dict[str, Any]:
     """ray.init arguments outside a job: join the cluster RAY_ADDRESS names, else start one on loopback."""
-    environment = {"runtime_env": {"env_vars": {"PYTHONPATH": str(_ROOT)}}}
+    environment = {"runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
     if "RAY_ADDRESS" in os.environ:
         return environment
     return {**environment, "address": "local", "dashboard_host": "127.0.0.1"}

@@ -4,8 +4,6 @@ Write into `.tmp-*`, fsync every file, write COMPLETE.json (sizes, sha256) last,
 at any point leaves either the complete directory or a leftover that no reader looks at.
 """
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -14,40 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.files import TEMPORARY, fsync, read_json, sha256_of_file, temporary_name, write_json_atomic
+
 COMPLETE = "COMPLETE.json"
-_TEMPORARY, _TRASH = ".tmp-", ".trash-"
+_TRASH = ".trash-"
 _log = logging.getLogger(__name__)
 
 
 class DamagedError(ValueError):
     """A committed directory no longer holds what was committed; the message names the file."""
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _fsync_directory(path.parent)
-
-
-def write_json_atomic(path: Path, value: Any) -> None:
-    write_text_atomic(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises OSError, or ValueError that names the file if it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def commit_directory(
@@ -67,13 +40,13 @@ def commit_directory(
     if destination.exists():
         raise FileExistsError(f"{destination} exists already; a committed directory is never written again")
     parent.mkdir(parents=True, exist_ok=True)
-    temporary = parent / f"{_TEMPORARY}{name}-{uuid.uuid4().hex[:8]}"
+    temporary = temporary_name(destination)
     temporary.mkdir()
     try:
         write(temporary)
         files = {}
         for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
-            _fsync_file(path)
+            fsync(path)
             files[path.relative_to(temporary).as_posix()] = {
                 "bytes": path.stat().st_size,
                 "sha256": sha256_of_file(path),
@@ -84,7 +57,7 @@ def commit_directory(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _fsync_directory(parent)
+    fsync(parent)
     reached("after_rename")
     return destination
 
@@ -133,28 +106,10 @@ def remove_leftovers(parent: Path) -> list[Path]:
     """Delete what crashes left in `parent` (`.tmp-*`, `.trash-*`). Only for the one process that writes there."""
     if not parent.is_dir():
         return []
-    leftovers = [p for p in parent.iterdir() if p.name.startswith((_TEMPORARY, _TRASH))]
+    leftovers = [p for p in parent.iterdir() if p.name.startswith((TEMPORARY, _TRASH))]
     for path in leftovers:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
     return leftovers
-
-
-def sha256_of_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync_file(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

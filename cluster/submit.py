@@ -3,13 +3,11 @@
 import contextlib
 import logging
 import os
-from pathlib import Path
 
 from cluster.fault import VARIABLE as FAULT_VARIABLE
 from cluster.local import client_environment
-from cluster.process import git_commit
+from common.code import ROOT, git_commit
 
-_ROOT = Path(__file__).resolve().parents[1]
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -37,7 +35,7 @@ class Jobs:
             FAULT_VARIABLE: os.environ.get(FAULT_VARIABLE, ""),
             **(environment or {}),
         }
-        runtime_env = {"working_dir": str(_ROOT), "env_vars": variables}
+        runtime_env = {"working_dir": str(ROOT), "env_vars": variables}
         return self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
 
     def ended(self, job_id: str) -> bool:

@@ -11,8 +11,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from cluster.fault import Faults
 from cluster.spool import UNREADABLE, Spool, read_events, read_metrics
-from cluster.storage import read_json, write_json_atomic
-from cluster.tracking_uri import artifact_location, default_tracking_uri, redacted
+from cluster.tracking_uri import artifact_location, default_tracking_uri
+from common.files import read_json, write_json_atomic
+from common.redaction import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

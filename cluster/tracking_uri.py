@@ -1,9 +1,10 @@
 """Where MLflow is: which tracking URIs a run may name, and how one is shown without its password."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from common.redaction import redacted
 
 _DATABASES = ("postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https")
@@ -36,12 +37,6 @@ def artifact_location(uri: str) -> str | None:
     if scheme.partition("+")[0] != "sqlite":
         return None
     return (Path(path.partition("?")[0]).absolute().parent / "mlartifacts").as_uri()
-
-
-def redacted(text: str) -> str:
-    """Text such as a URI, or an error that quotes one, without user, password and token."""
-    without_user = re.sub(r"(?<=://)[^/\s'\"]*@", "***@", text)
-    return re.sub(r"(?i)(\w*(?:password|passwd|pwd|token)=)[^&\s'\"]*", r"\1***", without_user)
 
 
 def _host(uri: str) -> str | None:

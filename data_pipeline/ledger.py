@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.dataset import Dataset
 from data_pipeline.loader import Batch
 from data_pipeline.order import SampleOrder
+from data_pipeline.storage.dataset import Dataset
 
 
 class Entry(NamedTuple):

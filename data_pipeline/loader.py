@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.dataset import Dataset
 from data_pipeline.order import SampleOrder
+from data_pipeline.storage.dataset import Dataset
 
 _PLANNED_SAMPLES = 2048
 """Samples whose order is computed in one go: numpy's cost is a call's, not an element's"""

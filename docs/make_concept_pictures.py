@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import philox
+from models.cli.image_files import read_batches
 from models.config import DiffusionConfig
 from models.diffusion import GaussianDiffusion
 from models.generation import interpolate, progressive, variations
-from models.image_files import read_batches
 from models.likelihood import BITS, variational_bound
 from models.samplers import to_uint8
 from models.snapshot import Snapshot, load_snapshot

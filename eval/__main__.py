@@ -9,14 +9,14 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cluster.command_line import Command, run_command
-from eval.fetch import INCEPTION_URL, fetch
+from common.command_line import Command, run_command
+from eval.metrics.fetch import INCEPTION_URL, fetch
 from eval.protocol import parse_protocol
 from eval.settings import EvaluationSettings, PoolSettings
 
 if TYPE_CHECKING:
-    from eval.backlog import Job
-    from eval.evaluation import RunBlocks
+    from eval.sampling.evaluation import RunBlocks
+    from eval.service.backlog import Job
 
 STOPPED = 130
 """Exit code of an evaluation that was told to stop, as of a command that Ctrl-C ended."""
@@ -40,8 +40,8 @@ def run(
         checkpoint: step of the checkpoint; the newest if not given
     """
     from eval.results import DONE
-    from eval.runner import Runner
-    from eval.service import describe_result
+    from eval.service.runner import Runner
+    from eval.service.service import describe_result
 
     settings.torch_device()
     job = _choose_job(run_directory, protocol, checkpoint)
@@ -85,10 +85,10 @@ def serve(
         schedule: cron expression; at its times each run's newest checkpoint is evaluated and reports are written
         port: show a web page at this port of the loopback address, by Ray Serve
     """
-    from eval.backlog import Selection
-    from eval.runner import Runner
-    from eval.schedule import ticking
-    from eval.service import Service
+    from eval.service.backlog import Selection
+    from eval.service.runner import Runner
+    from eval.service.schedule import ticking
+    from eval.service.service import Service
 
     _check_serving(storage, once, poll_seconds, schedule, port)
     settings.torch_device()
@@ -102,7 +102,7 @@ def serve(
         if schedule is not None:
             service.scheduled = stack.enter_context(ticking(schedule))
         if port is not None:
-            from eval.service_serve import serving
+            from eval.web.serve import serving
 
             print(stack.enter_context(serving(service.storage, protocols, selection, port)), flush=True)
         stack.callback(service.heartbeat.remove)
@@ -117,7 +117,7 @@ def _check_serving(storage: Path, once: bool, poll_seconds: float, schedule: str
     """Raises ValueError or FileNotFoundError for what would fail later. A folder still to come is no error: either of
     training and evaluation may start first."""
     if schedule is not None:
-        from eval.schedule import cron_trigger
+        from eval.service.schedule import cron_trigger
 
         cron_trigger(schedule)
     if poll_seconds <= 0:
@@ -125,7 +125,7 @@ def _check_serving(storage: Path, once: bool, poll_seconds: float, schedule: str
     if once and not storage.is_dir():
         raise FileNotFoundError(f"{storage} does not exist; give the folder that holds the runs")
     if port is not None:
-        from eval.service_serve import check_port
+        from eval.web.serve import check_port
 
         check_port(port)
 
@@ -144,7 +144,7 @@ def neighbours(
         checkpoint: step of the checkpoint; the newest if not given
     """
     from eval.errors import BlockedError
-    from eval.neighbours import find_neighbours
+    from eval.service.neighbours import find_neighbours
 
     job = _choose_job(run_directory, protocol, checkpoint)
     try:
@@ -164,7 +164,7 @@ def paper(run_directory: Path) -> None:
     Args:
         run_directory: folder of the run, with its run.json
     """
-    from eval.paper import paper_table
+    from eval.reports.paper import paper_table
 
     _check_run(run_directory)
     print(paper_table(run_directory.resolve()))
@@ -181,7 +181,7 @@ def register(
         name: registered model to which a version is added
         alias: alias that points to it from now on; give the option again for each further one
     """
-    from cluster.storage import read_json
+    from common.files import read_json
     from eval.registry import best_result
     from eval.registry import register as register_result
 
@@ -200,7 +200,7 @@ def fetch_weights(folder: Path | None = None, url: str = INCEPTION_URL) -> None:
         folder: where to keep it; $RAYDDPM_WEIGHTS or the user's cache if not given
         url: where to get it
     """
-    from eval.weights import INCEPTION_FILE, weights_folder
+    from eval.metrics.weights import INCEPTION_FILE, weights_folder
 
     path = weights_folder(folder) / INCEPTION_FILE
     print(f"fetched {path}" if fetch(path, url, progress=_show_progress) else f"{path} is there already")
@@ -215,7 +215,7 @@ def import_reference(file: Path, storage: Path, num_images: int, protocol: str =
         num_images: how many images the statistics were made of
         protocol: the Fréchet distance they belong to
     """
-    from eval.reference import ReferenceCache, reference_folder
+    from eval.metrics.reference import ReferenceCache, reference_folder
 
     if num_images < 2:
         raise ValueError(f"num_images={num_images}: statistics are made of at least 2 images")
@@ -229,7 +229,7 @@ def report(run_directories: list[Path], output: Path = Path("report.html")) -> N
         run_directories: folders of the runs
         output: the HTML file; the JSON gets the same name with .json
     """
-    from eval.report import write_report
+    from eval.reports.report import write_report
 
     if output.suffix == ".json":
         raise ValueError(f"output={output}: name the HTML file; its data are written beside it with .json")
@@ -240,18 +240,18 @@ def report(run_directories: list[Path], output: Path = Path("report.html")) -> N
 
 
 def _run_blocks(pool: PoolSettings) -> "RunBlocks":
-    from eval.evaluation import run_here
+    from eval.sampling.evaluation import run_here
 
     if pool.num_actors == 0:
         return run_here
-    from eval.service_pool import RayPool
+    from eval.sampling.ray_pool import RayPool
 
     return RayPool(pool)
 
 
 def _choose_job(run_directory: Path, protocol: str, step: int | None) -> "Job":
     """The newest checkpoint, or the one at `step`, under a protocol."""
-    from eval.backlog import Selection, jobs_of_run
+    from eval.service.backlog import Selection, jobs_of_run
 
     _check_run(run_directory)
     jobs = jobs_of_run(run_directory.resolve(), [parse_protocol(protocol)], Selection())

@@ -6,12 +6,12 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from cluster.storage import read_json
 from cluster.tracking import Uploader, UploadError
-from cluster.tracking_uri import redacted
+from common.files import read_json
+from common.redaction import redacted
 from eval.protocol import parse_protocol
 from eval.results import DONE, all_results
-from eval.run_data import read_run
+from eval.runs import read_run
 
 SNAPSHOT_FILES = ("snapshot.json", "ema.safetensors")
 _SENDING_SECONDS = 30.0  # that another process may take to send the spool

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.process import installed_versions
-from cluster.storage import read_json, write_json_atomic
+from common.code import installed_versions
+from common.files import read_json, write_json_atomic
 from eval.protocol import Protocol, from_description
 
 DONE, BLOCKED, FAILED, SKIPPED = "done", "blocked", "failed", "skipped"

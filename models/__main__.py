@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from models.door import main
+from models.cli.door import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

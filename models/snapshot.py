@@ -7,10 +7,8 @@ version, both configs, size and sha256 of the weights, and a free "provenance" r
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from common.files import sha256_of_file, write_atomic
 from models.config import DiffusionConfig, ModelConfig, build_model
 from models.diffusion import GaussianDiffusion
 
@@ -62,7 +61,7 @@ def write_snapshot(
     weights = {
         name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous() for name, tensor in tensors.items()
     }
-    _replace(path / WEIGHTS_NAME, lambda file: save_tensors(weights, file))
+    write_atomic(path / WEIGHTS_NAME, lambda file: save_tensors(weights, file))
     record = {
         "format_version": FORMAT_VERSION,
         "model": dataclasses.asdict(model),
@@ -70,11 +69,11 @@ def write_snapshot(
         "provenance": provenance,
         "weights": {
             "bytes": (path / WEIGHTS_NAME).stat().st_size,
-            "sha256": _sha256(path / WEIGHTS_NAME),
+            "sha256": sha256_of_file(path / WEIGHTS_NAME),
         },
     }
     text = json.dumps(record, indent=2, sort_keys=True) + "\n"
-    _replace(path / RECORD_NAME, lambda file: file.write_text(text))
+    write_atomic(path / RECORD_NAME, lambda file: file.write_text(text))
 
 
 def load_snapshot(path: str | Path, device: str | torch.device = "cpu") -> Snapshot:
@@ -86,7 +85,7 @@ def load_snapshot(path: str | Path, device: str | torch.device = "cpu") -> Snaps
     file = Path(path) / WEIGHTS_NAME
     if not file.is_file():
         raise FileNotFoundError(f"{path} has no {WEIGHTS_NAME}: the snapshot is incomplete; write or copy it again")
-    if _sha256(file) != record["weights"]["sha256"]:
+    if sha256_of_file(file) != record["weights"]["sha256"]:
         raise ValueError(
             f"{file} is damaged: {file.stat().st_size} bytes whose sha256 is not the recorded one "
             f"({record['weights']['bytes']} bytes expected); copy it again or use another snapshot"
@@ -168,17 +167,3 @@ def _check_tensors(tensors: Mapping[str, torch.Tensor], config: ModelConfig, ori
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{origin} do not fit the model: {name} is {tuple(tensors[name].shape)}, not {shape}")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name in the same directory, then rename: readers see the old file or the new."""
-    temporary = file.with_name(f".tmp-{file.name}")
-    write(temporary)
-    with temporary.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(file)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.machine_support import cannot_run
+from tests.support.machine import cannot_run
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -14,7 +14,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first, so that it does not run on by itself when all others have ended."""
-    items.sort(key=lambda item: item.path.name != "test_trainer_zero.py")
+    items.sort(key=lambda item: item.path.name != "test_zero.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -32,7 +32,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.trainer_support import digits  # imports torch, which few tests of the data need
+    from tests.support.trainer import digits  # imports torch, which few tests of the data need
 
     return digits(tmp_path_factory.mktemp("digits") / "data")
 

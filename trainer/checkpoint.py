@@ -31,13 +31,13 @@ from cluster.storage import (
     remove_leftovers,
     verify,
 )
-from eval.backlog import held_checkpoints
 from eval.results import checkpoint_step
+from eval.service.backlog import held_checkpoints
 from models.ema import ExponentialMovingAverage
 from models.snapshot import save_tensors, write_snapshot
-from trainer.config import CheckpointConfig, Config
-from trainer.engines import Engine
-from trainer.window import Window
+from trainer.config.config import CheckpointConfig, Config
+from trainer.engines.base import Engine
+from trainer.hooks.window import Window
 
 _log = logging.getLogger(__name__)
 

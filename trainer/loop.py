@@ -5,7 +5,7 @@ from typing import Protocol
 
 from data_pipeline.loader import Batch
 from models.ema import ExponentialMovingAverage
-from trainer.engines import Engine, StepResult
+from trainer.engines.base import Engine, StepResult
 
 
 class Hook(Protocol):

@@ -13,15 +13,16 @@ import torch
 
 from cluster.fault import requested
 from cluster.lease import Lease, holding
-from cluster.process import git_commit, installed_versions
 from cluster.spool import Spool
-from cluster.storage import complete_directories, read_json, write_json_atomic
-from cluster.tracking_uri import redacted as redacted_uri
-from data_pipeline.remote import is_remote, redacted
+from cluster.storage import complete_directories
+from common.code import git_commit, installed_versions
+from common.files import read_json, write_json_atomic
+from common.redaction import redacted as redacted_uri
+from data_pipeline.storage.remote import is_remote, redacted
 from eval.results import checkpoint_step
 from models.config import ModelConfig, build_model
-from trainer.config import Config, digest, flatten, from_dict, to_dict
-from trainer.plan import Plan, num_parameters
+from trainer.config.config import Config, digest, flatten, from_dict, to_dict
+from trainer.config.plan import Plan, num_parameters
 
 LEASE_STALE_SECONDS = 30.0
 _log = logging.getLogger(__name__)

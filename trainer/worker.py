@@ -14,24 +14,24 @@ from cluster.fault import Faults
 from cluster.launch import Worker
 from cluster.lease import Lease
 from cluster.spool import Spool
-from cluster.storage import read_json, write_json_atomic
-from data_pipeline.dataset import Dataset
-from data_pipeline.demo import resolve_path
+from common.files import read_json, write_json_atomic
+from data_pipeline.demo.sets import resolve_path
 from data_pipeline.ledger import next_attempt, recorded
 from data_pipeline.loader import Batch, BatchStream
 from data_pipeline.order import SampleOrder
-from data_pipeline.shards import open_dataset, reading_options
+from data_pipeline.storage.dataset import Dataset
+from data_pipeline.storage.shards import open_dataset, reading_options
 from models.config import build_model
 from models.diffusion import GaussianDiffusion
 from trainer.checkpoint import CheckpointStore
-from trainer.config import Config, from_dict
-from trainer.drill import DrillHook, drilled, drilled_stream
-from trainer.engines import NonFiniteError, make_engine
-from trainer.hooks import CheckpointHook, LeaseHook, MetricsHook
+from trainer.config.config import Config, from_dict
+from trainer.engines.base import NonFiniteError, make_engine
+from trainer.hooks.faults import DrillHook, drilled, drilled_stream
+from trainer.hooks.metrics import CheckpointHook, LeaseHook, MetricsHook
+from trainer.hooks.stop import StopHook, Stopped, sigterm_stops
+from trainer.hooks.watchdog import Watchdog
 from trainer.loop import Hook, train
 from trainer.objective import Objective
-from trainer.stop import StopHook, Stopped, sigterm_stops
-from trainer.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 

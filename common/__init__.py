@@ -1,0 +1,1 @@
+"""What several packages need: files, the command line, processes. It imports nothing of ours."""

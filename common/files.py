@@ -1,0 +1,70 @@
+"""Files that appear whole or not at all, and what proves that one is still what it was."""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"
+"""How names of unfinished files and folders start."""
+TEMPORARY_NAMES = f"{TEMPORARY}{'[0-9a-f]' * 32}-*"
+"""The pattern of `temporary_name`, for those who clean up after killed processes."""
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process writes to, not even an orphan of a killed one."""
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Replace `path` by what `write(temporary path)` puts there: a reader sees the old content or the new, whole.
+
+    The content survives a power cut. Raises what `write` raises, or OSError, with the old content in place.
+    """
+    temporary = temporary_name(path)
+    try:
+        write(temporary)
+        fsync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    write_atomic(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    write_text_atomic(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError, or ValueError that names the file if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def sha256_of_file(path: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Have the system write a file's content, or a folder's list of names, to the disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

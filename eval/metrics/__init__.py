@@ -1,0 +1,1 @@
+"""From images to numbers: feature networks, statistics, distances and scores."""

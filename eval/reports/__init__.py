@@ -1,0 +1,1 @@
+"""What evaluations come to, as pages and tables."""

@@ -1,0 +1,1 @@
+"""The queue of evaluations, and the service that works on it."""

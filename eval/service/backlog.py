@@ -1,0 +1,157 @@
+"""The queue: complete checkpoints x protocols, less the results that are there. Nothing else is stored, so nothing
+can go out of step: a restart, a second evaluator or a lost message changes nothing.
+"""
+
+import functools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.lease import is_held
+from cluster.storage import COMPLETE, complete_directories
+from eval.protocol import Protocol, from_description
+from eval.results import DONE, FAILED, SKIPPED, checkpoint_step, read_result, result_path
+from eval.runs import read_run
+from eval.service.attempts import MAX_ATTEMPTS
+
+_log = logging.getLogger(__name__)
+Order = Literal["newest", "oldest"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation to be made."""
+
+    run_directory: Path
+    checkpoint: Path
+    step: int
+    protocol: Protocol
+    """Bound to the run's data set."""
+
+    @property
+    def result_path(self) -> Path:
+        return result_path(self.run_directory, self.checkpoint.name, self.protocol)
+
+    @property
+    def lease_path(self) -> Path:
+        return self.result_path.with_suffix(".lease")
+
+    @property
+    def work_folder(self) -> Path:
+        """Finished blocks of an evaluation in progress."""
+        return self.result_path.with_name(f".work-{self.protocol.digest}")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which checkpoints are wanted."""
+
+    every_steps: int = 1
+    """Checkpoints whose step is a multiple of this, and always the run's last."""
+    retry_seconds: float = 60.0
+    """A blocked or failed evaluation is tried again after this long."""
+    order: Order = "newest"
+    """newest first keeps up with a training that is faster than its evaluation."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"every_steps={self.every_steps}: at least 1 is needed")
+        if self.order not in ("newest", "oldest"):
+            raise ValueError(f"order={self.order!r}: allowed are newest, oldest")
+
+
+def find_runs(storage: Path, name: str | None = None) -> list[Path]:
+    """Run directories of a storage folder, by name; only the one called `name` if given. May be empty: none yet.
+
+    One whose run.json cannot be used is left out, with one warning.
+    """
+    found = storage.glob("*/run.json") if name is None else [storage / name / "run.json"]
+    runs = []
+    for path in sorted(path for path in found if path.is_file()):
+        try:
+            read_run(path.parent)
+            runs.append(path.parent)
+        except (OSError, ValueError) as error:
+            warn_once(str(error))
+    return runs
+
+
+def is_finished(run_directory: Path) -> bool:
+    return (run_directory / "FINISHED.json").exists()
+
+
+def checkpoints_of(run_directory: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the run's complete checkpoints, oldest first; of two attempts at one step the newer."""
+    found: dict[int, tuple[int, Path]] = {}
+    for path in complete_directories(run_directory / "checkpoints"):
+        try:
+            step = checkpoint_step(path.name)
+            committed = (path / COMPLETE).stat().st_mtime_ns
+        except ValueError as error:
+            warn_once(f"{path} is left alone: {error}")
+            continue
+        except FileNotFoundError:
+            continue  # deleted just now
+        found[step] = max(found.get(step, (0, path)), (committed, path))
+    return [(step, found[step][1]) for step in sorted(found)]
+
+
+def jobs_of_run(run_directory: Path, protocols: Sequence[Protocol], selection: Selection) -> list[Job]:
+    """Every wanted evaluation of a run, done or not, in the order in which they should be made."""
+    run = read_run(run_directory)
+    checkpoints = checkpoints_of(run_directory)
+    last_steps = {run.get("num_steps")}
+    if checkpoints and not is_held(run_directory / "lease.json"):
+        last_steps.add(checkpoints[-1][0])  # nobody trains: it has ended, or was stopped early
+    jobs = []
+    for step, checkpoint in checkpoints:
+        if step % selection.every_steps == 0 or step in last_steps:
+            for protocol in protocols:
+                jobs.append(Job(run_directory, checkpoint, step, protocol.bind(run["manifest_digest"])))
+    return sorted(jobs, key=lambda job: job.step, reverse=selection.order == "newest")
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """A polling service would repeat itself."""
+    _log.warning("%s", text)
+
+
+def left_behind(run_directory: Path) -> list[Job]:
+    """Evaluations with a result whose evaluator was killed before it had cleared up."""
+    jobs = []
+    for folder in (run_directory / "evals").glob("*/.work-*"):
+        result = read_result(folder.with_name(f"{folder.name.removeprefix('.work-')}.json"))
+        if result is not None and result["status"] in (DONE, SKIPPED):
+            checkpoint = run_directory / "checkpoints" / result["checkpoint"]
+            jobs.append(Job(run_directory, checkpoint, result["step"], from_description(result["protocol"])))
+    return jobs
+
+
+def pending_jobs(jobs: Iterable[Job], selection: Selection, now_seconds: float) -> list[Job]:
+    """Jobs to work on now: those without a result, and blocked or failed ones whose time has come."""
+    return [job for job in jobs if is_due(read_result(job.result_path), selection.retry_seconds, now_seconds)]
+
+
+def is_due(result: dict[str, Any] | None, retry_seconds: float, now_seconds: float) -> bool:
+    """Whether an evaluation with this result so far should be tried (again) at `now_seconds` (unix time)."""
+    if result is None:
+        return True
+    if is_final(result):
+        return False
+    return now_seconds - float(result.get("time", 0.0)) >= retry_seconds
+
+
+def is_final(result: Mapping[str, Any]) -> bool:
+    """Done, skipped, or failed too often."""
+    status = result.get("status")
+    if status == FAILED:
+        return int(result.get("attempts", 1)) >= MAX_ATTEMPTS
+    return status in (DONE, SKIPPED)
+
+
+def held_checkpoints(run_directory: Path) -> set[str]:
+    """Names of checkpoints that an evaluation holds right now: retention must leave them."""
+    return {path.parent.name for path in (run_directory / "evals").glob("*/*.lease") if is_held(path)}

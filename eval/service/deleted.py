@@ -1,0 +1,58 @@
+"""Checkpoints that were deleted before their turn, also while nobody looked: each is recorded, and shown by reports."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.spool import read_events
+from eval.protocol import Protocol
+from eval.results import read_result
+from eval.runs import read_run
+from eval.service.backlog import Job, Selection, checkpoints_of
+
+_COMMITTED = "checkpoint/bytes"
+"""Training spools this metric at the step of every checkpoint it has committed."""
+
+
+@dataclass
+class DeletedCheckpoints:
+    """Of one run: every checkpoint it has ever had, seen in its folder or told of by its spool, less what is there."""
+
+    run_directory: Path
+    _names: dict[int, str] = field(default_factory=dict)
+    _settled: set[tuple[int, str]] = field(default_factory=set)
+    _offset: int = 0
+
+    def skipped(self, protocols: Sequence[Protocol], selection: Selection) -> list[Job]:
+        """Wanted evaluations that can no longer be made and have no result; each is named once."""
+        self._read_spool()
+        # Listed after the spool is read: what the spool tells of was there before, so what is missing is deleted.
+        present = checkpoints_of(self.run_directory)
+        self._names.update({step: path.name for step, path in present})
+        gone = self._names.keys() - {step for step, _ in present}
+        manifest_digest = read_run(self.run_directory)["manifest_digest"]
+        jobs = []
+        for step in sorted(step for step in gone if step % selection.every_steps == 0):
+            checkpoint = self.run_directory / "checkpoints" / self._names[step]
+            for protocol in protocols:
+                job = Job(self.run_directory, checkpoint, step, protocol.bind(manifest_digest))
+                if (step, job.protocol.digest) not in self._settled:
+                    self._settled.add((step, job.protocol.digest))
+                    if not self._has_result(job):
+                        jobs.append(job)
+        return jobs
+
+    def _has_result(self, job: Job) -> bool:
+        """Under any attempt's name."""
+        found = (self.run_directory / "evals").glob(f"step-{job.step:08d}-*/{job.result_path.name}")
+        return any(read_result(path) is not None for path in found)
+
+    def _read_spool(self) -> None:
+        path = self.run_directory / "spool" / "train.jsonl"
+        if not path.exists():
+            return
+        for event, end in read_events(path, self._offset):
+            self._offset = end
+            if _COMMITTED in event.get("values", ()):
+                # The spool does not say which attempt it was.
+                self._names.setdefault(event["step"], f"step-{event['step']:08d}-unknown")

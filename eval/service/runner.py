@@ -1,0 +1,168 @@
+"""Works on one job: lease it, evaluate, write the result first, then log it; whatever happens is recorded."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.lease import Lease, LostLeaseError, holding
+from cluster.spool import Spool, read_events
+from cluster.tracking import Uploader
+from eval.errors import BlockedError
+from eval.metrics.reference import ReferenceCache, reference_folder
+from eval.results import BLOCKED, DONE, FAILED, SKIPPED, grid_path, read_result, write_result
+from eval.runs import open_images
+from eval.sampling.evaluation import Evaluation, RunBlocks, discard_work, evaluate, run_here
+from eval.sampling.grids import make_grid, write_png
+from eval.service.attempts import MAX_ATTEMPTS, begin_attempt, end_attempt
+from eval.service.backlog import Job, is_final
+from eval.settings import EvaluationSettings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What every job of an evaluator shares."""
+
+    settings: EvaluationSettings
+    run_blocks: RunBlocks = run_here
+    clock: Callable[[], float] = time.time
+    stop_requested: Callable[[], bool] = field(default=lambda: False)
+    upload: Callable[[Path], None] = field(default=lambda run_directory: upload(run_directory))
+    """Sends a run's spool to MLflow; what it cannot send must stay in the spool."""
+
+    def run(self, job: Job) -> dict[str, Any] | None:
+        """The job's result, or None if another evaluator has it or a stop was requested in the middle.
+
+        Errors of one checkpoint end in its result file, not in the evaluator.
+        """
+        with holding(job.lease_path) as lease:
+            if lease is None:
+                return None
+            result = read_result(job.result_path)
+            if result is None or not is_final(result):
+                result = self._attempt(job, lease, result)
+                if result is None:
+                    return None
+            _finish(job, result)
+        self.upload(job.run_directory)
+        return result
+
+    def _attempt(self, job: Job, lease: Lease, known: dict[str, Any] | None) -> dict[str, Any] | None:
+        counted = begin_attempt(job.work_folder, known)
+        try:
+            result = self._evaluate(job, lease, counted)
+        except StopRequestedError:
+            end_attempt(job.work_folder)
+            return None
+        except LostLeaseError:
+            return None
+        write_result(job.result_path, result)
+        end_attempt(job.work_folder)
+        return result
+
+    def _evaluate(self, job: Job, lease: Lease, counted: dict[str, int]) -> dict[str, Any]:
+        def beat() -> None:
+            lease.check()
+            if self.stop_requested():
+                raise StopRequestedError
+
+        if counted["attempts"] > MAX_ATTEMPTS:
+            reason = f"{MAX_ATTEMPTS} evaluators died or failed on it; delete the result file to try again"
+            return self._record(job, FAILED, reason, counted)
+        try:
+            result, preview = evaluate(self._evaluation(job), self.run_blocks, beat)
+        except BlockedError as error:
+            return self._record(job, BLOCKED, str(error), {**counted, "attempts": 0})
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            if not job.checkpoint.exists():
+                return self._record(job, SKIPPED, "the checkpoint was deleted before it was evaluated", counted)
+            _log.debug("evaluation of %s failed", job.checkpoint, exc_info=True)
+            # A ValueError of ours is a sentence by itself.
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            return self._record(job, FAILED, reason, counted)
+        lease.check()
+        if preview is not None:
+            write_png(grid_path(job.run_directory, job.checkpoint.name, job.protocol), make_grid(preview))
+        return {**result, **self._record(job, DONE, "", counted)}
+
+    def _record(self, job: Job, status: str, reason: str, counted: Mapping[str, int]) -> dict[str, Any]:
+        return {
+            "status": status,
+            "reason": reason,
+            **counted,
+            "time": self.clock(),
+            "evaluator": f"{socket.gethostname()}:{os.getpid()}",
+            "checkpoint": job.checkpoint.name,
+            "step": job.step,
+            "protocol": job.protocol.describe(),
+        }
+
+    def _evaluation(self, job: Job) -> Evaluation:
+        return Evaluation(
+            job.checkpoint,
+            job.protocol,
+            job.work_folder,
+            ReferenceCache(reference_folder(job.run_directory.parent)),
+            lambda: open_images(job.run_directory),
+            self.settings,
+        )
+
+
+class StopRequestedError(Exception):
+    """The evaluator was asked to stop; finished blocks stay for the next one."""
+
+
+def record_skip(job: Job, reason: str, clock: Callable[[], float] = time.time) -> None:
+    """Write down that a job will not be done, and why."""
+    runner = Runner(EvaluationSettings(), clock=clock)
+    write_result(job.result_path, runner._record(job, SKIPPED, reason, {"attempts": 0}))
+    discard_work(job.work_folder)
+
+
+def upload(run_directory: Path) -> None:
+    """Send the spool to MLflow; an MLflow that is away costs a warning, the points stay in the spool."""
+    try:
+        Uploader(run_directory).drain()
+    except Exception as error:  # noqa: BLE001 (MLflow, its HTTP and its SQL layers raise unrelated types)
+        _log.warning("MLflow is away, the result is kept and sent later: %s", str(error).partition("\n")[0])
+
+
+def metric_values(result: dict[str, Any]) -> dict[str, float]:
+    """MLflow metrics of a done result: eval/<protocol name>, with the parts of two-sided metrics below it."""
+    name = f"eval/{result['protocol']['name']}"
+    if result["protocol"]["metric"] == "precision_recall":
+        return {f"{name}/{part}": value for part, value in result["values"].items()}
+    values = {name: result["value"]}
+    if result.get("interval"):
+        values[f"{name}/standard_error"] = result["interval"]["standard_error"]
+    return values
+
+
+def _finish(job: Job, result: dict[str, Any]) -> None:
+    """What follows a result. A kill may come before any part of it, so it is gone through again when found undone."""
+    if result["status"] == DONE:
+        _spool_result(job, result)
+    if result["status"] in (DONE, SKIPPED):
+        discard_work(job.work_folder)
+
+
+def _spool_result(job: Job, result: dict[str, Any]) -> None:
+    # One writer per evaluation: several evaluators never share a file, and points may come in any order of steps.
+    writer = f"eval-{job.checkpoint.name}-{job.protocol.digest[:12]}"
+    path = job.run_directory / "spool" / f"{writer}.jsonl"
+    spooled = {event.get("path") for event, _ in read_events(path)} if path.exists() else set()
+    if str(job.result_path.relative_to(job.run_directory)) in spooled:
+        return  # it is written last
+    spool = Spool(job.run_directory, writer)
+    spool.metrics(metric_values(result), job.step)
+    grid = grid_path(job.run_directory, job.checkpoint.name, job.protocol)
+    if grid.exists():
+        spool.artifact(grid, f"samples/step-{job.step:08d}")
+    spool.artifact(job.result_path, f"evaluations/step-{job.step:08d}")
+    spool.close()

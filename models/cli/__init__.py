@@ -1,0 +1,1 @@
+"""The commands of `python -m models`, and what only they need."""

@@ -1,0 +1,252 @@
+"""The commands behind `python -m models`, as plain functions. Their docstrings are the help texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from models.config import ModelConfig
+
+NUM_SHOWN = 100
+"""Images in the grid at most."""
+PIXELS_AT_ONCE = 2**18
+LARGEST_BATCH = 256
+
+SamplerName = Literal["ddpm", "ddim", "dpm-solver++"]
+
+
+def sample(
+    snapshot: Path,
+    num_images: int = 16,
+    seed: int = 0,
+    sampler: SamplerName = "ddpm",
+    num_sampling_steps: int | None = None,
+    eta: float = 0.0,
+    first_index: int = 0,
+    batch_size: int | None = None,
+    device: str = "auto",
+    output: Path = Path("samples"),
+    tracking_uri: str | None = None,
+) -> None:
+    """Generate images from a snapshot or a training checkpoint.
+
+    Writes samples.npz (uint8 array "images" of shape (N, H, W, C)), grid.png and sampling.json.
+
+    Args:
+        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
+        num_images: How many images to generate.
+        seed: Image i depends on the seed and i alone.
+        sampler: ddpm is the paper's algorithm 2; ddim and dpm-solver++ need far fewer steps.
+        num_sampling_steps: How many of the model's timesteps to visit; all by default.
+        eta: Noise of ddim, from 0 (deterministic) to 1 (ancestral).
+        first_index: Index of the first image, to continue an earlier set.
+        batch_size: Images made at a time; bounds the memory, does not change the images. By default fewer, the larger.
+        device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
+        output: Directory for the results, made if missing.
+        tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
+    """
+    import torch
+
+    from models.cli.pictures import progress_bar
+    from models.cli.registry_uri import open_snapshot
+    from models.samplers import choose_process, to_uint8
+    from models.samplers import sample as generate
+
+    _at_least("num_images", num_images, 1)
+    _at_least("first_index", first_index, 0)
+    if eta and sampler != "ddim":
+        raise ValueError(f"eta is {eta}, but only the sampler ddim has it: leave it out for {sampler}")
+    loaded = open_snapshot(snapshot, choose_device(device), tracking_uri)
+    process = choose_process(loaded.diffusion, sampler, num_sampling_steps)
+    indices = torch.arange(first_index, first_index + num_images)
+    batches = indices.split(_batch_size(batch_size, loaded.model_config))
+    made = []
+    with progress_bar("sampling", process.num_steps * len(batches)) as advance:
+        for batch in batches:
+            x_0 = generate(loaded.model, process, batch, seed, sampler, eta=eta, progress=advance)
+            made.append(to_uint8(x_0).permute(0, 2, 3, 1).cpu())
+    record = {
+        "snapshot": str(snapshot),
+        "provenance": loaded.provenance,
+        "num_images": num_images,
+        "first_index": first_index,
+        "seed": seed,
+        "sampler": sampler,
+        "timesteps": process.timesteps.tolist(),
+        "eta": eta,
+    }
+    _write_samples(torch.cat(made).numpy(), record, output)
+
+
+def inspect(snapshot: Path, tracking_uri: str | None = None) -> None:
+    """Show what a snapshot is: architecture, parameters, diffusion, provenance; checks that the weights are whole.
+
+    Args:
+        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
+        tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
+    """
+    from models.cli.registry_uri import open_snapshot
+
+    loaded = open_snapshot(snapshot, tracking_uri=tracking_uri)
+    num_parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    config, diffusion = loaded.model_config, loaded.diffusion_config
+    report = {
+        "num_parameters": num_parameters,
+        "model": vars(config),
+        "diffusion": vars(diffusion),
+        "alphas_cumprod_at_T": float(loaded.diffusion.alphas_cumprod[-1]),
+        "provenance": loaded.provenance,
+    }
+    print(json.dumps(report, indent=2))
+
+
+def likelihood(
+    snapshot: Path,
+    data: Path,
+    num_images: int | None = None,
+    num_steps: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str = "auto",
+    output: Path | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Bound the negative log-likelihood of images, in bits per dimension, with its terms.
+
+    Prints one JSON object: the mean bound with its standard error over images, and its parts. With an output
+    directory also likelihood.json, with every timestep's term and the rate-distortion curve, and that curve's plot.
+
+    Args:
+        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
+        data: Folder of images of the model's size, packed data set, or .npz or .npy of uint8 (N, H, W, C).
+        num_images: Use the first so many images; all by default.
+        num_steps: Bound the shorter chain that visits so many evenly spaced timesteps; all by default.
+        seed: Noise of image i depends on the seed and i alone.
+        batch_size: Images measured at a time; bounds the memory. By default fewer, the larger they are.
+        device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
+        output: Directory for likelihood.json and rate_distortion.png, made if missing.
+        tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
+    """
+    import torch
+
+    from models.cli import image_files, likelihood_report
+    from models.cli.pictures import progress_bar
+    from models.cli.registry_uri import open_snapshot
+    from models.likelihood import variational_bound
+    from models.samplers import choose_process
+
+    if num_images is not None:
+        _at_least("num_images", num_images, 1)
+    loaded = open_snapshot(snapshot, choose_device(device), tracking_uri)
+    process = choose_process(loaded.diffusion, "ddpm", num_steps)
+    bounds = []
+    first_index = 0
+    num_at_once = _batch_size(batch_size, loaded.model_config)
+    for batch in image_files.read_batches(data, loaded.model_config.image_shape, num_at_once, num_images):
+        indices = torch.arange(first_index, first_index + len(batch))
+        first_index += len(batch)
+        x_0 = torch.from_numpy(batch).float() / 127.5 - 1.0
+        with progress_bar(f"images {int(indices[0])} to {first_index - 1}", process.num_steps) as advance:
+            bounds.append(variational_bound(loaded.model, process, x_0, indices, seed, progress=advance))
+    report = likelihood_report.summary(bounds)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        likelihood_report.write(output, report, bounds, process.timesteps.tolist())
+    print(json.dumps(report, indent=2))
+
+
+def export_snapshot(
+    snapshot: Path,
+    dest: Path,
+    format: Literal["diffusers", "pesser", "annotated"] = "diffusers",
+    tracking_uri: str | None = None,
+) -> None:
+    """Convert a snapshot for another program.
+
+    Args:
+        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
+        dest: For diffusers a directory that DDPMPipeline.from_pretrained loads; otherwise a state-dict file.
+        format: diffusers; pesser, the names of pesser/pytorch_diffusion; or annotated, the labml.ai tutorial's.
+        tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
+    """
+    from models.cli.registry_uri import open_snapshot
+    from models.convert.tables import EXPORTS
+
+    EXPORTS[format](open_snapshot(snapshot, tracking_uri=tracking_uri), dest)
+    print(f"wrote {dest} ({format})")
+
+
+def import_snapshot(
+    source: Path,
+    dest: Path,
+    format: Literal["diffusers", "annotated", "pesser"] = "diffusers",
+    image_size: int | None = None,
+) -> None:
+    """Convert weights of another program to a snapshot.
+
+    Args:
+        source: For diffusers a pipeline's or UNet2DModel's directory; otherwise a state-dict file.
+        dest: Directory of the new snapshot, made if missing.
+        format: diffusers, such as google/ddpm-cifar10-32; annotated, the labml.ai tutorial; pesser/pytorch_diffusion.
+        image_size: Height of the images in pixels, where the weights do not tell it.
+    """
+    from models.convert.tables import IMPORTS
+    from models.snapshot import write_snapshot
+
+    imported = IMPORTS[format](source, image_size)
+    provenance = {"imported_from": str(source), "format": format}
+    write_snapshot(dest, imported.tensors, imported.model, imported.diffusion, provenance)
+    print(f"wrote {dest}")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name, or with auto a GPU if there is one, set to compute in whole float32.
+
+    Raises ValueError if it does not exist.
+    """
+    import torch
+
+    from models.precision import use_tf32
+
+    use_tf32(False)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}: choose auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}: choose auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {name!r}, but this machine has {torch.cuda.device_count()} GPUs: use auto or cpu")
+    return device
+
+
+def _write_samples(images: np.ndarray, record: dict[str, Any], directory: Path) -> None:
+    import numpy as np
+
+    from models.cli.pictures import write_grid
+
+    directory.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(directory / "samples.npz", images=images)
+    write_grid(images[:NUM_SHOWN], directory / "grid.png")
+    (directory / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{len(images)} images in {directory / 'samples.npz'}, shown in {directory / 'grid.png'}")
+
+
+def _batch_size(asked: int | None, config: ModelConfig) -> int:
+    """As asked, or what fits a few gigabytes."""
+    if asked is None:
+        return max(1, min(LARGEST_BATCH, PIXELS_AT_ONCE // config.image_size**2))
+    _at_least("batch_size", asked, 1)
+    return asked
+
+
+def _at_least(name: str, value: int, lowest: int) -> None:
+    if value < lowest:
+        raise ValueError(f"{name} is {value}: it must be at least {lowest}")

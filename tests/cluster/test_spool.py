@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from cluster.spool import Spool, read_metrics
+from cluster.tracking import Uploader, default_tracking_uri
+from common.files import read_json, write_json_atomic
+
+UNREADABLE = [
+    b'{"type": "metrics", "step": 15, "val\xff\xfe\n',
+    b"\0\0\0\0\n",
+    b"\n",
+    b"3\n",
+    b"[1, 2]\n",
+    b'{"typo": "metrics", "step": 15, "values": {}, "time": 1.0}\n',
+    b'{"type": ["metrics"], "time": 1.0}\n',
+    b'{"type": "metrics", "values": {"train/loss": 0.5}, "time": 1.0}\n',
+    b'{"type": "metrics", "step": 15, "values": {"train/loss": "0x5"}, "time": 1.0}\n',
+    b'{"type": "metrics", "step": 15, "values": {"train/loss": 0.5}}\n',
+    b'{"type": "status", "time": 1.0}\n',
+]
+
+
+@pytest.mark.parametrize("line", UNREADABLE)
+@pytest.mark.parametrize("last", [False, True])
+def test_an_unreadable_line_is_named_kept_and_passed_over(
+    tmp_path: Path, line: bytes, last: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    Spool(tmp_path, "train").metrics({"train/loss": 0.5}, 10)
+    path = tmp_path / "spool" / "train.jsonl"
+    damaged = path.read_bytes() + line
+    path.write_bytes(damaged)
+    if not last:
+        Spool(tmp_path, "train").metrics({"train/loss": 0.4}, 20)
+    resumed = Spool(tmp_path, "train")
+    resumed.metrics({"train/loss": 0.4}, 20)
+    assert path.read_bytes().startswith(damaged)
+    assert [step for step, _, _ in read_metrics(tmp_path)["train/loss"]] == [10, 20]
+    assert f"{path}: the line that ends at byte {len(damaged)} is unreadable" in caplog.text
+
+
+def test_the_uploader_goes_on_behind_unreadable_lines(tmp_path: Path) -> None:
+    uri = default_tracking_uri(tmp_path)
+    write_json_atomic(tmp_path / "run.json", {"run": "r", "uid": "u", "tracking_uri": uri, "experiment": "tests"})
+    spool = Spool(tmp_path, "train")
+    spool.metrics({"train/loss": 0.5}, 10)
+    path = tmp_path / "spool" / "train.jsonl"
+    path.write_bytes(path.read_bytes() + b"".join(UNREADABLE))
+    Spool(tmp_path, "train").metrics({"train/loss": 0.4}, 20)
+    path.write_bytes(path.read_bytes() + UNREADABLE[0])
+    uploader = Uploader(tmp_path)
+    assert uploader.drain() == 2
+    assert not uploader.pending()
+    run_id = read_json(tmp_path / "spool" / "mlflow.json")["run_id"]
+    assert [point.step for point in MlflowClient(uri).get_metric_history(run_id, "train/loss")] == [10, 20]

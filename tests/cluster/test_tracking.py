@@ -1,0 +1,245 @@
+import fcntl
+import math
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from cluster.__main__ import main
+from cluster.background import BackgroundUploader
+from cluster.spool import Spool, read_metrics
+from cluster.tracking import Uploader, UploadError, default_tracking_uri
+from common.files import read_json, write_json_atomic
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "storage" / "some-run"
+    directory.mkdir(parents=True)
+    describe(directory, default_tracking_uri(directory.parent))
+    return directory
+
+
+def describe(directory: Path, uri: str, experiment: str = "tests") -> None:
+    write_json_atomic(
+        directory / "run.json", {"run": "some-run", "uid": "u1", "tracking_uri": uri, "experiment": experiment}
+    )
+
+
+def blocked_uri(folder: Path) -> str:
+    """A database that cannot be opened."""
+    (folder / "not-a-folder").write_text("")
+    return f"sqlite:///{folder}/not-a-folder/mlflow.db"
+
+
+def sent_steps(uri: str, experiment: str = "tests") -> list[int]:
+    """Steps of train/loss in the only living run of the experiment."""
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    (run,) = client.search_runs([found.experiment_id])
+    return [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+
+
+def mlflow_run(directory: Path) -> tuple[MlflowClient, str]:
+    client = MlflowClient(default_tracking_uri(directory.parent))
+    return client, read_json(directory / "spool" / "mlflow.json")["run_id"]
+
+
+def test_every_point_arrives_once_with_its_step_and_time(run_directory: Path) -> None:
+    spool = Spool(run_directory, "train")
+    for step in (10, 20, 30):
+        spool.metrics({"train/loss": 1 / step, "train/grad_norm": step}, step)
+    spool.params({"optim.learning_rate": 2e-4})
+    spool.tags({"world_size": 2})
+    uploader = Uploader(run_directory)
+    assert uploader.pending()
+    assert uploader.drain() == 5
+    assert uploader.drain() == 0
+    assert not uploader.pending()
+    client, run_id = mlflow_run(run_directory)
+    sent = client.get_metric_history(run_id, "train/loss")
+    written = read_metrics(run_directory)["train/loss"]
+    assert [(m.step, m.value, m.timestamp) for m in sent] == [(s, v, int(t * 1000)) for s, v, t in written]
+    data = client.get_run(run_id).data
+    assert data.params == {"optim.learning_rate": "0.0002"}
+    assert data.tags["world_size"] == "2"
+
+
+def test_a_resumed_writer_does_not_write_a_step_twice(run_directory: Path) -> None:
+    first = Spool(run_directory, "train")
+    first.metrics({"train/loss": 0.5}, 10)
+    first.metrics({"train/loss": 0.4}, 20)
+    resumed = Spool(run_directory, "train")
+    resumed.metrics({"train/loss": 0.4}, 20)
+    resumed.metrics({"train/loss": 0.3}, 30)
+    assert [(step, value) for step, value, _ in read_metrics(run_directory)["train/loss"]] == [
+        (10, 0.5),
+        (20, 0.4),
+        (30, 0.3),
+    ]
+    assert Uploader(run_directory).drain() == 3
+
+
+def test_a_line_torn_by_a_crash_is_cut_off(run_directory: Path) -> None:
+    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
+    path = run_directory / "spool" / "train.jsonl"
+    with open(path, "a") as file:
+        file.write('{"type": "metrics", "step": 20, "val')
+    assert Uploader(run_directory).drain() == 1
+    Spool(run_directory, "train").metrics({"train/loss": 0.4}, 20)
+    assert Uploader(run_directory).drain() == 1
+    assert [p[0] for p in read_metrics(run_directory)["train/loss"]] == [10, 20]
+
+
+def test_what_an_outage_keeps_back_arrives_later(run_directory: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        away = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    describe(run_directory, away)
+    spool = Spool(run_directory, "train")
+    spool.metrics({"train/loss": 0.5}, 10)
+    with BackgroundUploader(run_directory, every_seconds=0.1):
+        spool.metrics({"train/loss": 0.4}, 20)
+    assert Uploader(run_directory).pending()
+    describe(run_directory, default_tracking_uri(run_directory.parent))
+    assert Uploader(run_directory).drain() == 2
+    client, run_id = mlflow_run(run_directory)
+    assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [10, 20]
+
+
+def test_trainer_and_evaluator_share_one_mlflow_run(run_directory: Path) -> None:
+    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
+    Uploader(run_directory).drain()
+    (run_directory / "spool" / "mlflow.json").unlink()  # as on another machine, before it was written there
+    Spool(run_directory, "eval").metrics({"eval/fd": 3.0}, 10)
+    Uploader(run_directory).drain()
+    client, run_id = mlflow_run(run_directory)
+    experiment = client.get_experiment_by_name("tests")
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+    assert client.get_run(run_id).data.metrics == {"train/loss": 0.5, "eval/fd": 3.0}
+
+
+def test_a_changed_param_becomes_a_tag(run_directory: Path) -> None:
+    spool = Spool(run_directory, "run")
+    spool.params({"workers.num_workers": 2})
+    Uploader(run_directory).drain()
+    spool.params({"workers.num_workers": 1})
+    Uploader(run_directory).drain()
+    client, run_id = mlflow_run(run_directory)
+    data = client.get_run(run_id).data
+    assert data.params["workers.num_workers"] == "2"
+    assert data.tags["changed.workers.num_workers"] == "1"
+
+
+def test_status_and_artifacts_reach_mlflow(run_directory: Path) -> None:
+    (run_directory / "grid.txt").write_text("grid")
+    spool = Spool(run_directory, "run")
+    spool.artifact(run_directory / "grid.txt", "samples")
+    spool.status("FINISHED")
+    Uploader(run_directory).drain()
+    client, run_id = mlflow_run(run_directory)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert [a.path for a in client.list_artifacts(run_id, "samples")] == ["samples/grid.txt"]
+
+
+def test_a_loss_that_is_not_a_number_is_kept(run_directory: Path) -> None:
+    Spool(run_directory, "train").metrics({"train/loss": math.nan}, 10)
+    assert math.isnan(read_metrics(run_directory)["train/loss"][0][1])
+    assert Uploader(run_directory).drain() == 1
+
+
+@pytest.mark.parametrize("changed", ["uri", "experiment"])
+def test_a_run_that_is_sent_elsewhere_is_sent_there_from_its_start(
+    run_directory: Path, tmp_path: Path, changed: str
+) -> None:
+    uri = default_tracking_uri(run_directory.parent)
+    spool = Spool(run_directory, "train")
+    spool.metrics({"train/loss": 0.5}, 10)
+    Uploader(run_directory).drain()
+    new = (default_tracking_uri(tmp_path), "tests") if changed == "uri" else (uri, "others")
+    describe(run_directory, *new)
+    assert Uploader(run_directory).pending()
+    spool.metrics({"train/loss": 0.4}, 20)
+    assert Uploader(run_directory).drain() == 2
+    assert Uploader(run_directory).drain() == 0
+    assert sent_steps(*new) == [10, 20]
+    assert sent_steps(uri) == [10]
+
+
+@pytest.mark.parametrize("gone", ["deleted", "unknown"])
+def test_a_run_that_mlflow_lost_is_made_again_with_all_its_points(run_directory: Path, gone: str) -> None:
+    spool = Spool(run_directory, "train")
+    spool.metrics({"train/loss": 0.5}, 10)
+    uploader = Uploader(run_directory)
+    uploader.drain()
+    client, run_id = mlflow_run(run_directory)
+    client.delete_run(run_id)
+    if gone == "unknown":
+        write_json_atomic(run_directory / "spool" / "mlflow.json", {"run_id": "f" * 32, "experiment_id": "1"})
+    spool.metrics({"train/loss": 0.4}, 20)
+    with pytest.raises(UploadError):  # it is connected to the run, and finds out
+        uploader.drain()
+    assert uploader.drain() == 2
+    assert sent_steps(default_tracking_uri(run_directory.parent)) == [10, 20]
+
+
+def test_a_marker_from_before_places_were_kept_is_believed(run_directory: Path) -> None:
+    spool = Spool(run_directory, "train")
+    spool.metrics({"train/loss": 0.5}, 10)
+    Uploader(run_directory).drain()
+    marker = run_directory / "spool" / "mlflow.json"
+    kept = read_json(marker)
+    write_json_atomic(marker, {name: kept[name] for name in ("run_id", "experiment_id")})
+    spool.metrics({"train/loss": 0.4}, 20)
+    assert Uploader(run_directory).drain() == 1
+    assert read_json(marker) == kept
+
+
+def test_uploading_to_an_mlflow_that_is_away_is_one_line(
+    run_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    describe(run_directory, blocked_uri(tmp_path))
+    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
+    assert main(["upload", str(run_directory)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if not line.startswith("error: MLflow did not take all of")] == []
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TimeoutError(), "TimeoutError"),
+        (OSError("http://me:secret@host/api is away\nand more"), "http://***@host/api is away"),
+    ],
+)
+def test_an_error_is_one_line_without_a_password(
+    run_directory: Path, caplog: pytest.LogCaptureFixture, error: Exception, said: str
+) -> None:
+    def fail(moment: str) -> None:
+        raise error
+
+    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
+    with BackgroundUploader(run_directory, faults=fail):  # type: ignore[arg-type]
+        pass
+    assert f"MLflow upload will be tried again: {said}" in caplog.messages
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_run_that_ends_waits_for_whoever_is_sending(
+    run_directory: Path, ends: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
+    with open(run_directory / "spool" / "upload.lock", "w") as evaluator:
+        fcntl.flock(evaluator, fcntl.LOCK_EX)
+        release = threading.Timer(0.3, lambda: fcntl.flock(evaluator, fcntl.LOCK_UN))
+        if ends:
+            release.start()
+        with BackgroundUploader(run_directory, closing_seconds=30 if ends else 0.2):
+            pass
+        release.cancel()
+    assert Uploader(run_directory).pending() is not ends
+    assert ("another process is still sending" in caplog.text) is not ends

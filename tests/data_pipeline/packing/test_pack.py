@@ -1,0 +1,337 @@
+"""Packing: the same bytes however it is done, nothing lost, nothing damaged goes unseen."""
+
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import webdataset
+from PIL import Image
+
+from common.code import ROOT
+from data_pipeline.packing.pack import PackOptions, Task, pack, run_serially, run_task
+from data_pipeline.packing.process_runner import run_in_processes
+from data_pipeline.packing.verify import verify
+from data_pipeline.packing.writer import ShardNotes
+from data_pipeline.sources.source import ArraySource, FolderSource
+from data_pipeline.storage.manifest import load_manifest
+from data_pipeline.storage.shards import open_dataset
+from tests.support.data import encoded, pack_arrays, photo, tree, write_folder
+
+SMALL = PackOptions(image_size=8, samples_per_shard=7)
+
+
+def test_arrays_come_back_exactly(tmp_path: Path) -> None:
+    for encoding in ("png", "npy"):
+        for channels in (1, 3):
+            dest = tmp_path / f"{encoding}{channels}"
+            manifest, images = pack_arrays(dest, 25, channels=channels, encoding=encoding)
+            assert (manifest.num_samples, len(manifest.shards), manifest.image_channels) == (25, 3, channels)
+            with open_dataset(dest) as dataset:
+                np.testing.assert_array_equal([dataset.read(i) for i in range(25)], images)
+                assert [dataset.key(i) for i in (0, 24)] == ["00000000", "00000024"]
+
+
+def test_jpeg_is_close_and_its_quality_matters(tmp_path: Path) -> None:
+    images = np.stack([photo(64, seed) for seed in range(4)])
+    sizes, errors = {}, []
+    for quality in (50, 95):
+        manifest = pack(ArraySource(images), tmp_path / str(quality), PackOptions(encoding="jpg", jpeg_quality=quality))
+        sizes[quality] = manifest.shards[0].bytes
+        with open_dataset(tmp_path / str(quality)) as dataset:
+            error = np.abs(dataset.read(1).astype(int) - images[1]).mean()
+        errors.append(error)
+    assert sizes[50] < sizes[95]
+    assert errors[1] < errors[0] * 0.7 < 4
+
+
+def test_plain_webdataset_reads_the_shards(tmp_path: Path) -> None:
+    manifest, images = pack_arrays(tmp_path / "set", 25)
+    urls = [str(tmp_path / "set" / shard.name) for shard in manifest.shards]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+    assert [sample["__key__"] for sample in samples] == [f"{i:08d}" for i in range(25)]
+    np.testing.assert_array_equal([sample["png"] for sample in samples], images)
+
+
+def test_keys_are_relative_paths_and_metadata_lies_beside(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 5)
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    (tmp_path / "in" / "a" / "dotted.name.png").write_bytes(encoded(photo(24)))
+    pack(FolderSource(tmp_path / "in"), tmp_path / "out", SMALL)
+    with open_dataset(tmp_path / "out") as dataset:
+        keys = [dataset.key(i) for i in range(len(dataset))]
+    assert keys == ["a/dotted_name", "a/photo000", "a/photo002", "a/photo004", "b/photo001", "b/photo003"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["num_packed"] == 6
+    assert report["num_ignored_files"] == 1
+    assert report["source_sizes"] == {"24x24": 6}
+    source = ArraySource(np.zeros((2, 8, 8), np.uint8), metadata=[b'{"label": 4}', b'{"label": 2}'])
+    pack(source, tmp_path / "labelled")
+    with tarfile.open(tmp_path / "labelled" / "images-000000.tar") as archive:
+        assert archive.getnames() == ["00000000.json", "00000000.png", "00000001.json", "00000001.png"]
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in archive} == {(0, 0, 0, "", "")}
+
+
+def test_the_bytes_do_not_depend_on_processes_time_or_place(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 260)
+    write_folder(tmp_path / "copy", 260)
+    os.utime(tmp_path / "copy" / "a" / "photo000.png", (0, 0))
+    options = PackOptions(image_size=8, samples_per_shard=50)
+
+    def backwards(tasks: Sequence[Task]) -> Iterator[ShardNotes]:
+        return map(run_task, reversed(tasks))
+
+    pack(FolderSource(tmp_path / "in"), tmp_path / "serial", options, run_serially)
+    pack(FolderSource(tmp_path / "copy"), tmp_path / "backwards", options, backwards)
+    pack(FolderSource(tmp_path / "in"), tmp_path / "two", options, run_in_processes(2))
+    assert tree(tmp_path / "serial") == tree(tmp_path / "backwards") == tree(tmp_path / "two")
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_the_digest_names_content_and_nothing_else(tmp_path: Path) -> None:
+    one, _ = pack_arrays(tmp_path / "one", 12)
+    same, images = pack_arrays(tmp_path / "same", 12)
+    assert one.digest == same.digest
+    images[3, 0, 0, 0] ^= 1
+    assert pack(ArraySource(images), tmp_path / "pixel", PackOptions(samples_per_shard=10)).digest != one.digest
+    other = pack(ArraySource(images), tmp_path / "cut", PackOptions(samples_per_shard=6))
+    assert other.digest != one.digest
+    assert one.differences(same) == []
+    assert any("images-000000.tar" in line for line in one.differences(other))
+
+
+def test_packing_again_changes_nothing_and_other_content_is_refused(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", 9)
+    first = pack(FolderSource(source), tmp_path / "out", SMALL)
+    before = tree(tmp_path / "out")
+    time.sleep(0.02)  # file times tick slower than the clock
+    assert pack(FolderSource(source), tmp_path / "out", SMALL) == first
+    assert tree(tmp_path / "out") == before
+    for options in (PackOptions(16, samples_per_shard=7), PackOptions(8), PackOptions(8, 3, "png", name="other")):
+        with pytest.raises(ValueError, match="already holds"):
+            pack(FolderSource(source), tmp_path / "out", options)
+    for damage in (Path.unlink, Path.touch):
+        damage(tmp_path / "out" / "images-000001.index.json")
+        assert pack(FolderSource(source), tmp_path / "out", SMALL) == first
+        assert tree(tmp_path / "out") == before
+    (source / "a" / "photo000.png").write_bytes(encoded(photo(24, seed=99)))
+    with pytest.raises(ValueError, match="already holds"):
+        pack(FolderSource(source), tmp_path / "out", SMALL)
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.tar").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        pack(FolderSource(write_folder(tmp_path / "in", 3)), tmp_path / "out", SMALL)
+    assert tree(tmp_path / "out") == {"precious.tar": b"mine"}
+
+
+class InterruptedPackError(Exception):
+    """Stands for a kill in the middle of a pack."""
+
+
+def test_a_killed_pack_keeps_the_shards_that_verify(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", 40)
+    pack(FolderSource(source), tmp_path / "whole", SMALL)
+    time.sleep(0.02)
+
+    def dies_after_four(tasks: Sequence[Task]) -> Iterator[ShardNotes]:
+        yield from map(run_task, tasks[:4])
+        raise InterruptedPackError
+
+    out = tmp_path / "out"
+    with pytest.raises(InterruptedPackError):
+        pack(FolderSource(source), out, SMALL, dies_after_four)
+    assert not (out / "manifest.json").exists()
+    (out / ".pack" / ".tmp-images-000005.tar").write_bytes(b"half a shard")
+    damaged = out / "images-000001.tar"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    (source / "b" / "photo001.png").write_bytes(encoded(photo(24, seed=1)))  # same content, newer
+    kept = {path: path.stat().st_ino for path in out.glob("*.tar")}
+    pack(FolderSource(source), out, SMALL)
+    assert tree(out) == tree(tmp_path / "whole")
+    same_files = {path.name for path, inode in kept.items() if path.stat().st_ino == inode}
+    assert same_files == {"images-000000.tar", "images-000003.tar"}
+
+
+def test_a_changed_source_is_packed_again_after_a_kill(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", 20)
+
+    def dies_after_two(tasks: Sequence[Task]) -> Iterator[ShardNotes]:
+        yield from map(run_task, tasks[:2])
+        raise InterruptedPackError
+
+    with pytest.raises(InterruptedPackError):
+        pack(FolderSource(source), tmp_path / "out", SMALL, dies_after_two)
+    (source / "a" / "photo000.png").write_bytes(encoded(photo(24, seed=77)))
+    pack(FolderSource(source), tmp_path / "out", SMALL)
+    pack(FolderSource(source), tmp_path / "fresh", SMALL)
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 260, size=120)
+    command = [sys.executable, "-m", "data_pipeline", "pack", str(tmp_path / "in"), str(tmp_path / "out")]
+    command += ["--image-size", "64", "--samples-per-shard", "20", "--exact", "--num-processes", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "out").glob("*.tar"))) < 2 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    assert len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=10)[1]  # they die with it
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    options = PackOptions(image_size=64, samples_per_shard=20, exact=True)
+    pack(FolderSource(tmp_path / "in"), tmp_path / "fresh", options)
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+def _try_to_pack(source: str, dest: str, outcome: "multiprocessing.Queue[str]") -> None:
+    try:
+        pack(FolderSource(Path(source)), dest, SMALL)
+        outcome.put("packed")
+    except ValueError as error:
+        outcome.put(str(error))
+
+
+def test_two_packers_do_not_mix(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 9)
+    context = multiprocessing.get_context("spawn")
+    outcome = context.Queue()
+
+    def with_a_rival(tasks: Sequence[Task]) -> Iterator[ShardNotes]:
+        rival = context.Process(target=_try_to_pack, args=(str(tmp_path / "in"), str(tmp_path / "out"), outcome))
+        rival.start()
+        rival.join()
+        return map(run_task, tasks)
+
+    pack(FolderSource(tmp_path / "in"), tmp_path / "out", SMALL, with_a_rival)
+    assert "another process is packing" in outcome.get(timeout=10)
+    verify(tmp_path / "out")
+
+
+def test_refused_images_fail_the_pack_by_name_or_are_left_out_on_request(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", 9)
+    (source / "a" / "broken.png").write_bytes(encoded(photo(24))[:300])
+    (source / "b" / "page.jpg").write_text("<html>")
+    with pytest.raises(ValueError, match=re.escape("2 images were refused, the first is a/broken.png")):
+        pack(FolderSource(source), tmp_path / "out", SMALL)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [refusal["name"] for refusal in report["refused"]] == ["a/broken.png", "b/page.jpg"]
+    assert all(refusal["reason"] for refusal in report["refused"])
+    manifest = pack(FolderSource(source), tmp_path / "out", PackOptions(8, samples_per_shard=7, skip_refused=True))
+    assert manifest.num_samples == 9
+    assert manifest.source["num_refused"] == 2
+    verify(tmp_path / "out")
+    time.sleep(0.02)
+    assert pack(FolderSource(source), tmp_path / "out", PackOptions(8, samples_per_shard=7, skip_refused=True))
+    with pytest.raises(ValueError, match="without 2 images that were refused"):
+        pack(FolderSource(source), tmp_path / "out", SMALL)
+
+
+def test_nothing_to_pack_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "readme.txt").write_text("x")
+    with pytest.raises(ValueError, match="no images found"):
+        pack(FolderSource(tmp_path / "in"), tmp_path / "out", SMALL)
+    (tmp_path / "in" / "bad.png").write_text("x")
+    with pytest.raises(ValueError, match=r"all 1 images were refused.*bad\.png"):
+        pack(FolderSource(tmp_path / "in"), tmp_path / "out", SMALL)
+    with pytest.raises(ValueError, match="--image-size"):
+        pack(FolderSource(tmp_path / "in"), tmp_path / "out")
+
+
+def test_kept_bytes_are_the_bytes_of_the_source(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    fitting = encoded(photo(32), "JPEG", quality=90)
+    sources = {
+        "fitting.jpg": fitting,
+        "large.jpg": encoded(photo(40), "JPEG"),
+        "turned.jpg": encoded(Image.fromarray(photo(32)), "JPEG", exif=exif),
+        "grey.jpg": encoded(photo(32)[..., 0], "JPEG"),
+        "lossless.png": encoded(photo(32)),
+    }
+    for name, data in sources.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    pack(FolderSource(tmp_path / "in"), tmp_path / "out", PackOptions(image_size=32, keep_bytes=True))
+    with open_dataset(tmp_path / "out") as dataset:
+        stored = {dataset.key(i): dataset.read_bytes(i) for i in range(5)}
+    assert stored.pop("fitting") == (fitting, "jpg")
+    assert {extension for _, extension in stored.values()} == {"png"}
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["num_kept_bytes"] == 1
+
+
+def test_the_report_counts_sizes_and_enlarged_images(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 5, size=24)
+    for number, (width, height) in enumerate([(40, 30), (40, 30), (15, 60)]):
+        (tmp_path / "in" / f"other{number}.png").write_bytes(encoded(photo(width, number, height)))
+    pack(FolderSource(tmp_path / "in"), tmp_path / "out", PackOptions(image_size=20, samples_per_shard=3))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["source_sizes"].items()) == [("24x24", 5), ("40x30", 2), ("15x60", 1)]
+    assert (report["num_packed"], report["num_shards"], report["num_source_sizes"]) == (8, 3, 3)
+    assert (report["num_enlarged"], report["num_refused"], report["refused"]) == (1, 0, [])
+    manifest = load_manifest(tmp_path / "out")
+    assert report["digest"] == manifest.digest
+    assert report["total_bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
+
+
+def test_the_report_shows_mean_and_preview(tmp_path: Path) -> None:
+    _, images = pack_arrays(tmp_path / "out", 100, size=16)
+    mean = np.asarray(Image.open(tmp_path / "out" / "mean.png"))
+    np.testing.assert_array_equal(mean, np.rint(images.mean(axis=0)).astype(np.uint8))
+    preview = np.asarray(Image.open(tmp_path / "out" / "preview.png"))
+    assert preview.shape == (8 * 18, 8 * 18, 3)
+    np.testing.assert_array_equal(preview[:16, :16], images[0])
+    np.testing.assert_array_equal(preview[-18:-2, -18:-2], images[99])
+
+
+def test_options_out_of_range_are_named(tmp_path: Path) -> None:
+    source = ArraySource(np.zeros((2, 8, 8), np.uint8))
+    for options, words in (
+        (PackOptions(jpeg_quality=0), "jpeg_quality"),
+        (PackOptions(samples_per_shard=0), "samples_per_shard"),
+        (PackOptions(image_size=9999), "image_size"),
+        (PackOptions(image_size=0), "image_size"),
+        (PackOptions(image_channels=0), "image_channels"),
+        (PackOptions(name="../up"), "plain file name"),
+        (PackOptions(name="two words"), "plain file name"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pack(source, tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.timeout(180)
+def test_a_ray_cluster_packs_the_same_bytes(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 20)
+    pack(FolderSource(tmp_path / "in"), tmp_path / "here", SMALL)
+    command = [sys.executable, "-m", "data_pipeline", "pack", "in", "ray", "--ray", "--image-size", "8"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
+    done = subprocess.run(
+        [*command, "--samples-per-shard", "7"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "ray") == tree(tmp_path / "here")

@@ -1,0 +1,312 @@
+"""The service's page: JSON, requests by hand, health, and a browser that presses the button and sees the point come."""
+
+import base64
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import uvicorn
+
+from cluster.lease import try_lease
+from eval.protocol import parse_protocol
+from eval.results import all_results, write_result
+from eval.service.backlog import Selection
+from eval.service.heartbeat import Heartbeat, living_evaluators
+from eval.service.requests import request_evaluation, requested_jobs
+from eval.service.runner import Runner
+from eval.service.service import Service, heartbeat
+from eval.settings import EvaluationSettings
+from eval.web.app import build_app, read_status
+from eval.web.page_data import dashboard, render_runs
+from tests.support.evaluation import made_up_result, make_run
+
+pytestmark = pytest.mark.heavy
+
+SETTINGS = EvaluationSettings(device="cpu", num_threads=1, block_images=16, num_bootstrap=2)
+PROTOCOL = parse_protocol("fd_efficientnet_lite0_8_ddim2")
+
+
+@contextmanager
+def page(storage):
+    """The application on a free port; gives its URL."""
+    app = build_app(storage, [PROTOCOL], Selection(every_steps=1000))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def get(url, **headers):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def post(url, value, content_type="application/json"):
+    data = json.dumps(value).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": content_type}, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def service(storage, every_steps=1000):
+    runner = Runner(SETTINGS, upload=lambda run_directory: None)
+    return Service(storage, [PROTOCOL], Selection(every_steps=every_steps), runner, poll_seconds=0.05)
+
+
+def test_a_request_survives_until_it_is_answered_and_goes_first(tmp_path):
+    storage = tmp_path / "runs"
+    run = make_run(storage, steps=(100, 200, 300), finished=False)
+    asked = request_evaluation(storage, "run-a", PROTOCOL.name, step=100)
+    assert (asked["status"], asked["step"]) == ("queued", 100)
+    [job] = requested_jobs(storage)
+    assert [due.step for due in service(storage).due()] == [100, 300]
+    service(storage).run_once()
+    assert [result["step"] for result in all_results(run)] == [100, 300]
+    assert requested_jobs(storage) == []
+    assert not list((storage / "evaluation-requests").glob("*.json"))
+    assert request_evaluation(storage, "run-a", PROTOCOL.name, step=100)["status"] == "done"
+    assert job.step == 100
+
+
+def test_a_request_for_a_failed_evaluation_makes_it_again(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(100,))
+    [job] = service(storage).jobs()
+    write_result(job.result_path, made_up_result(job, "failed", attempts=3, time=time.time()))
+    assert service(storage).due() == []
+    assert request_evaluation(storage, "run-a", PROTOCOL.name)["status"] == "queued"
+    assert service(storage).run_once() == 1
+    assert json.loads(job.result_path.read_text())["status"] == "done"
+
+
+def test_a_request_keeps_every_setting_of_its_protocol(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(100,))
+    asked = f"fid_clean_512:extractor_sha256={'ab' * 32}"
+    assert request_evaluation(storage, "run-a", asked)["protocol"] == "fd_inception_abababab_clean_512"
+    [job] = requested_jobs(storage)
+    assert job.protocol.extractor_sha256 == "ab" * 32
+
+
+def test_an_evaluator_that_was_killed_is_neither_alive_nor_at_work(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(100,))
+    [job] = service(storage).jobs()
+
+    def work_and_die():
+        Heartbeat(storage).write(job)
+        try_lease(job.lease_path)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=work_and_die)
+    process.start()
+    process.join()
+    assert list((storage / "evaluators").glob("*.json"))
+    assert living_evaluators(storage) == []
+    [run] = read_status(storage, [PROTOCOL], Selection())["runs"]
+    assert [job["status"] for job in run["queue"]] == ["waiting"]
+
+
+def test_an_evaluator_is_alive_however_long_it_pauses(tmp_path, monkeypatch):
+    storage = tmp_path / "runs"
+    storage.mkdir()
+    monkeypatch.setattr(heartbeat, "ALIVE_SECONDS", 1.0)
+    idle = Heartbeat(storage)
+    idle.write(None)
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        assert living_evaluators(storage)
+        time.sleep(0.1)
+    idle.remove()
+    assert living_evaluators(storage) == []
+
+
+def test_final_failures_and_skips_are_on_the_page(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(1000, 2000))
+    newer, older = service(storage).jobs()
+    write_result(newer.result_path, made_up_result(newer, "failed", attempts=3, reason="out of <memory>"))
+    write_result(older.result_path, made_up_result(older, "skipped", reason="it was deleted"))
+    html = render_runs(dashboard(storage, [PROTOCOL], Selection()))
+    assert "out of &lt;memory&gt;" in html
+    assert "it was deleted" in html
+
+
+def test_the_json_names_every_wanted_evaluation_and_its_state(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(1000, 2000, 3000))
+    polling = service(storage)
+    jobs = {job.step: job for job in polling.jobs()}
+    polling.runner.run(jobs[3000])
+    blocked = made_up_result(jobs[1000], "blocked", reason="weights: none", time=time.time())
+    write_result(jobs[1000].result_path, blocked)
+    with page(storage) as url, try_lease(jobs[2000].lease_path):
+        _, body = get(f"{url}/api/status")
+    [run] = json.loads(body)["runs"]
+    states = {job["step"]: (job["status"], job["reason"]) for job in run["queue"]}
+    assert states == {3000: ("done", ""), 2000: ("running", ""), 1000: ("blocked", "weights: none")}
+
+
+def test_health_is_that_of_the_evaluators(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(100,))
+    with page(storage) as url:
+        assert get(f"{url}/healthz")[0] == 503
+        polling = service(storage)
+        polling.run_once()
+        status, body = get(f"{url}/healthz")
+        assert (status, json.loads(body)["status"]) == (200, "ok")
+        polling.heartbeat.remove()
+        assert get(f"{url}/healthz")[0] == 503
+
+
+@pytest.mark.parametrize(
+    ("order", "named"),
+    [
+        ({"run": "../run-a", "protocol": PROTOCOL.name}, "there are: run-a"),
+        ({"run": "run-a", "protocol": "fid_50k"}, "fid_50k"),
+        ({"run": "run-a", "protocol": PROTOCOL.name, "step": 7}, "there are: 100"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_a_reason(tmp_path, order, named):
+    make_run(tmp_path / "runs", steps=(100,))
+    with page(tmp_path / "runs") as url:
+        status, body = post(f"{url}/api/evaluate", order)
+    assert status == 422
+    assert named in body["detail"]
+    assert requested_jobs(tmp_path / "runs") == []
+
+
+def test_strangers_get_nothing(tmp_path):
+    """Another site's form, a name that points here, a path out of the folder."""
+    make_run(tmp_path / "runs", steps=(100,))
+    (tmp_path / "secret.txt").write_text("secret")
+    with page(tmp_path / "runs") as url:
+        order = {"run": "run-a", "protocol": PROTOCOL.name}
+        assert post(f"{url}/api/evaluate", order, "text/plain")[0] in (415, 422)
+        assert get(f"{url}/api/status", Host="evil.example")[0] == 400
+        for path in ("../secret.txt", "%2e%2e/secret.txt", "run-a/run.json", "/etc/passwd"):
+            assert get(f"{url}/files/{path}")[0] == 404
+    assert requested_jobs(tmp_path / "runs") == []
+
+
+def test_a_scheduled_time_brings_the_newest_numbers_and_reports(tmp_path):
+    storage = tmp_path / "runs"
+    one, other = make_run(storage, "one", steps=(100, 250)), make_run(storage, "other", steps=(100,), finished=False)
+    polling = service(storage, every_steps=100_000)
+    polling.run_schedule()
+    assert [result["step"] for result in all_results(one)] == [250]
+    assert [result["step"] for result in all_results(other)] == [100]
+    for folder in (one, other, storage):
+        [report] = (folder / "reports").glob("*.html")
+        assert report.with_suffix(".json").exists()
+        assert "step 250" in report.read_text() or folder == other
+    spooled = [json.loads(line) for path in (one / "spool").glob("eval-report-*.jsonl") for line in path.open()]
+    assert {event["folder"] for event in spooled} == {"reports"}
+    with page(storage) as url:
+        _, body = get(f"{url}/api/status")
+        reports = json.loads(body)["reports"]
+        assert len(reports) == 3
+        assert get(f"{url}/files/{reports[0]}")[0] == 200
+
+
+class Browser:
+    """Chromium through its debugging protocol: open a page, run script in it, take a picture."""
+
+    FLAGS = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --hide-scrollbars --window-size=1100,1400 --remote-debugging-port=0"
+    )
+
+    def __init__(self, url, folder):
+        from websockets.sync.client import connect
+
+        command = ["chromium", *self.FLAGS.split(), f"--user-data-dir={folder}", "about:blank"]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        for line in self._process.stderr:
+            if found := re.search(r"ws://([^/]+)/", line):
+                break
+        with urllib.request.urlopen(f"http://{found[1]}/json", timeout=60) as answer:
+            [tab] = [tab for tab in json.load(answer) if tab["type"] == "page"]
+        self._stack = ExitStack()
+        self._socket = self._stack.enter_context(connect(tab["webSocketDebuggerUrl"], max_size=None))
+        self._numbers = itertools.count(1)
+        self._call("Page.navigate", url=url)
+
+    def run(self, script):
+        result = self._call("Runtime.evaluate", expression=script, returnByValue=True)
+        return result["result"].get("value")
+
+    def wait_for(self, condition, timeout_seconds=90):
+        deadline = time.monotonic() + timeout_seconds
+        while not self.run(condition):
+            assert time.monotonic() < deadline, f"{condition} did not come true"
+            time.sleep(0.1)
+
+    def picture(self):
+        return base64.b64decode(self._call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+
+    def close(self):
+        self._stack.close()
+        self._process.terminate()
+        self._process.wait()
+        self._process.stderr.close()
+
+    def _call(self, method, **parameters):
+        number = next(self._numbers)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self._socket.recv(timeout=60))
+            if answer.get("id") == number:
+                return answer["result"]
+
+
+@pytest.mark.needs("chromium")
+def test_in_a_browser_evaluate_now_brings_the_new_point(tmp_path):
+    storage = tmp_path / "runs"
+    make_run(storage, steps=(1000, 2001, 3000))
+    polling = service(storage)
+    polling.run_once()
+    evaluator = threading.Thread(target=polling.run)
+    with page(storage) as url:
+        browser = Browser(url, tmp_path / "profile")
+        try:
+            browser.wait_for("document.querySelectorAll('svg').length === 1")
+            rows = "document.querySelectorAll('table tbody:not([data-queue]) tr').length"
+            assert browser.run(rows) == 2
+            browser.run("document.querySelector('select[name=step]').value = '2001'")
+            browser.run("document.querySelector('.run button').click()")
+            browser.wait_for("document.getElementById('said').textContent.includes('step 2001 is queued')")
+            browser.wait_for("!!document.querySelector('[data-queue] .status')")
+            evaluator.start()
+            browser.wait_for(f"{rows} === 3")
+            assert "2,001" in browser.run("document.getElementById('runs').textContent")
+            browser.wait_for("document.getElementById('live').className === 'ok'")
+            assert browser.picture().startswith(b"\x89PNG")
+        finally:
+            browser.close()
+            polling.stop.set()
+            evaluator.join()

@@ -1,0 +1,100 @@
+"""Images read for the likelihood: every kind of source, in order, never altered in silence."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.cli.image_files import read_batches
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 3), dtype=np.uint8)
+
+
+def _png(image):
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "png")
+    return stream.getvalue()
+
+
+def _npy(image):
+    stream = io.BytesIO()
+    np.save(stream, image)
+    return stream.getvalue()
+
+
+def _tar(file, members):
+    with tarfile.open(file, "w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def sources(tmp_path):
+    (tmp_path / "folder" / "b").mkdir(parents=True)
+    for number, place in enumerate(["0.png", "1.png", "2.png", "b/3.png", "b/4.png"]):
+        (tmp_path / "folder" / place).write_bytes(_png(IMAGES[number]))
+    (tmp_path / "folder" / "notes.txt").write_text("not an image")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "manifest.json").write_text("{}")
+    members = [(f"{number}.{'png' if number % 2 else 'npy'}", number) for number in range(5)]
+    encoded = [(name, (_npy if name.endswith("npy") else _png)(IMAGES[number])) for name, number in members]
+    _tar(tmp_path / "packed" / "shard-0.tar", [*encoded[:3], ("0.json", b"{}")])
+    _tar(tmp_path / "packed" / "shard-1.tar", encoded[3:])
+    np.save(tmp_path / "array.npy", IMAGES)
+    np.savez(tmp_path / "named.npz", images=IMAGES, labels=np.zeros(5))
+    np.savez(tmp_path / "only.npz", IMAGES)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["folder", "packed", "array.npy", "named.npz", "only.npz"])
+def test_every_source_gives_the_same_images_in_order(sources, name):
+    batches = list(read_batches(sources / name, (3, 6, 6), 2, None))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate(batches), IMAGES.transpose(0, 3, 1, 2))
+    few = list(read_batches(sources / name, (3, 6, 6), 10, 3))
+    assert [len(batch) for batch in few] == [3]
+
+
+def test_grey_images_serve_grey_and_colour_models(tmp_path):
+    (tmp_path / "grey.png").write_bytes(_png(IMAGES[0, :, :, 0]))
+    (grey,) = read_batches(tmp_path, (1, 6, 6), 2, None)
+    (colour,) = read_batches(tmp_path, (3, 6, 6), 2, None)
+    np.testing.assert_array_equal(grey[0, 0], IMAGES[0, :, :, 0])
+    np.testing.assert_array_equal(colour[0], np.stack([IMAGES[0, :, :, 0]] * 3))
+
+
+def _write(content, name):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "error", "message"),
+    [
+        ("", lambda folder: None, FileNotFoundError, "holds no images"),
+        ("missing", lambda folder: None, FileNotFoundError, "does not exist"),
+        ("", _write(b"no image", "a.png"), ValueError, "a.png is not a readable image"),
+        ("", _write(_png(IMAGES[0])[:60], "a.png"), ValueError, "a.png is not a readable image"),
+        ("", _write(_png(IMAGES[0, :4]), "a.png"), ValueError, r"a.png is uint8 of shape \(4, 6, 3\)"),
+        ("", _write(_png(np.zeros((6, 6, 4), np.uint8)), "a.png"), ValueError, "colour mode RGBA"),
+        ("", _write(_npy(np.zeros((6, 6, 3))), "a.npy"), ValueError, "a.npy is float64"),
+        ("", _write(b"x" * 1024, "a.tar"), ValueError, "a.tar is not a readable tar"),
+        ("a.npy", _write(b"x", "a.npy"), ValueError, "a.npy is not a readable array file"),
+        ("a.npz", _write(b"PK34", "a.npz"), ValueError, "a.npz is not a readable array file"),
+        ("a.npz", lambda folder: None, FileNotFoundError, "does not exist"),
+        ("a.npy", _write(_npy(np.zeros((2, 6, 6, 3))), "a.npy"), ValueError, "must be uint8"),
+        ("a.txt", _write(b"x", "a.txt"), ValueError, "neither a folder"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, name, make, error, message):
+    make(tmp_path)
+    with pytest.raises(error, match=message):
+        list(read_batches(tmp_path / name, (3, 6, 6), 2, None))
+
+
+def test_grey_models_do_not_take_colour_images(sources):
+    with pytest.raises(ValueError, match=r"\(6, 6, 3\), the model's images are uint8 of \(6, 6, 1\)"):
+        list(read_batches(sources / "folder", (1, 6, 6), 2, None))

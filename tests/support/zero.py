@@ -1,0 +1,173 @@
+"""Jobs for engines on any number of workers: several in one group of processes, since to start one takes seconds."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cluster.launch import Resources, Worker, launch_local
+from data_pipeline.loader import Batch
+from models.config import build_model
+from models.diffusion import GaussianDiffusion
+from models.ema import ExponentialMovingAverage
+from tests.support.trainer import TINY_MODEL, tiny_config
+from trainer.config.config import Config, from_dict, to_dict
+from trainer.engines.base import Engine, NonFiniteError, make_engine
+from trainer.engines.zero import ZeroEngine
+from trainer.objective import Objective
+
+# Twice as many channels as normalisation groups: with one channel a group, the biases before it have no gradient.
+MODEL = dataclasses.replace(TINY_MODEL, channel_multipliers=(2,), attention_resolutions=())
+_STATE_KINDS = ("model", "optimizer", "ema")
+_UNUSED = Path("/unused")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Steps [start, stop) of one engine. resume_from: the job whose state it begins with; it must have ended.
+
+    follow_ema: average the gathered weights as well, in the ordinary way. poisoned_rank: its losses are NaN at the
+    last step; what the engine then holds is written as the job's state, and what it held before as NAME-before's.
+    """
+
+    name: str
+    config: Config
+    start: int = 0
+    stop: int = 20
+    resume_from: str = ""
+    follow_ema: bool = False
+    poisoned_rank: int = -1
+
+
+def job_config(strategy: str, **sections: dict[str, Any]) -> Config:
+    """13 images a step, so that no number of workers divides them; no warm-up, so that every step moves the weights."""
+    defaults = {
+        "train": {"global_batch_size": 13, "num_steps": 100},
+        "optim": {"warmup_steps": 0, "learning_rate": 2e-4},
+        "ema": {"decay": 0.9999, "warmup": False},
+    }
+    model = dataclasses.replace(MODEL, **sections.pop("model", {}))
+    merged = {name: defaults.get(name, {}) | sections.get(name, {}) for name in defaults | sections}
+    config = tiny_config(_UNUSED, _UNUSED, "unused", workers={"strategy": strategy}, **merged)
+    return dataclasses.replace(config, model=model)
+
+
+def run_jobs(folder: Path, num_workers: int, *jobs: Job) -> None:
+    """Run them in turn on one group; each leaves its results and states in `folder`."""
+    (folder / "jobs.json").write_text(
+        json.dumps([{**dataclasses.asdict(job), "config": to_dict(job.config)} for job in jobs])
+    )
+    if num_workers == 1:
+        # Not in this process, where the group that an engine makes for itself would stay.
+        torch.multiprocessing.spawn(_alone, args=(str(folder),), nprocs=1)
+    else:
+        launch_local(_work, folder, Resources(num_workers, False, 1, 0, 60))
+
+
+def results(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
+    return json.loads((folder / f"{name}.{rank}.json").read_text())
+
+
+def state(folder: Path, name: str, kind: str) -> dict[str, Tensor]:
+    return load_file(folder / f"{name}.{kind}.safetensors")
+
+
+def _alone(_index: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    _work(Worker(0, 1, torch.device("cpu")), folder)
+
+
+def _work(worker: Worker, folder: str) -> None:
+    for fields in json.loads((Path(folder) / "jobs.json").read_text()):
+        _run(worker, Path(folder), Job(**{**fields, "config": from_dict(fields["config"])}))
+
+
+class _Poisoned(Objective):
+    """Losses are NaN from a sample counter on."""
+
+    first_counter: int
+
+    def losses(self, model: nn.Module, images: Tensor, counters: Tensor) -> Tensor:
+        losses = super().losses(model, images, counters)
+        return losses * float("nan") if counters.min() >= self.first_counter else losses
+
+
+def _engine_for(job: Job, worker: Worker) -> Engine:
+    config = job.config
+    torch.manual_seed(config.train.seed)
+    dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
+    model = build_model(config.model).to(dtype)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            # The zeros that training begins with would make most gradients of the first step zero.
+            nn.init.normal_(parameter, std=0.05)
+    kind = _Poisoned if worker.rank == job.poisoned_rank else Objective
+    objective = kind(GaussianDiffusion(config.diffusion), config.train.seed, True, dtype)
+    if isinstance(objective, _Poisoned):
+        object.__setattr__(objective, "first_counter", (job.stop - 1) * config.train.global_batch_size)
+    if config.workers.strategy == "zero3":
+        # By default small weights stay whole, and the tiny network has no others.
+        return ZeroEngine(model, objective, config, worker, num_whole_elements=2000)
+    return make_engine(model, objective, config, worker)
+
+
+def _batch(step: int, worker: Worker, config: Config) -> Batch:
+    """This worker's slices of a global batch of images that depend on the step alone."""
+    size = config.train.global_batch_size
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randint(0, 256, (size, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    counters = torch.arange(step * size, (step + 1) * size)
+    own = torch.arange(size).view(-1, config.slice_images).tensor_split(worker.world_size)[worker.rank].flatten()
+    return Batch(step, counters[own], images[own])
+
+
+def _run(worker: Worker, folder: Path, job: Job) -> None:
+    engine = _engine_for(job, worker)
+    ema = engine.make_ema(job.config.ema)
+    initial = engine.model_state() if job.follow_ema else {}
+    ordinary = ExponentialMovingAverage(initial, job.config.ema.decay, job.config.ema.warmup)
+    if job.resume_from:
+        model, optimizer, average = (state(folder, job.resume_from, kind) for kind in _STATE_KINDS)
+        engine.load_state(model, optimizer)
+        ema.load_named_state(average, job.start, job.config.ema.decay)
+    found: dict[str, Any] = {"losses": [], "norms": []}
+    for step in range(job.start, job.stop):
+        if job.poisoned_rank >= 0 and step == job.stop - 1:
+            _save(worker, folder, f"{job.name}-before", engine, ema)
+        try:
+            result = engine.step(_batch(step, worker, job.config))
+        except NonFiniteError as error:
+            found["error"] = str(error)
+            break
+        ema.update()
+        if job.follow_ema:
+            ordinary.update(engine.model_state().values())
+        found["losses"].append(_global_mean(result.losses, worker, job.config))
+        found["norms"].append(result.grad_norm.item())
+    found["num_elements_held"] = sum(p.numel() for p in engine.module.parameters())
+    _save(worker, folder, job.name, engine, ema)
+    if worker.rank == 0 and job.follow_ema:
+        save_file(ordinary.named_state(), folder / f"{job.name}.ordinary.safetensors")
+    (folder / f"{job.name}.{worker.rank}.json").write_text(json.dumps(found))
+    if worker.world_size > 1:
+        dist.barrier()  # a job that resumes reads what rank 0 wrote
+
+
+def _global_mean(losses: Tensor, worker: Worker, config: Config) -> float:
+    total = losses.double().sum()
+    if worker.world_size > 1:
+        dist.all_reduce(total)
+    return total.item() / config.train.global_batch_size
+
+
+def _save(worker: Worker, folder: Path, name: str, engine: Engine, ema: ExponentialMovingAverage) -> None:
+    states = (engine.model_state(), engine.optimizer_state(), ema.named_state())
+    if worker.rank == 0:
+        for kind, tensors in zip(_STATE_KINDS, states, strict=True):
+            save_file(tensors, folder / f"{name}.{kind}.safetensors")

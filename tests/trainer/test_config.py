@@ -1,0 +1,275 @@
+import json
+import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from common.files import read_json
+from tests.support.trainer import command, digits, tiny_config
+from trainer.command import main
+from trainer.config.config import from_dict, to_dict
+from trainer.config.options import parse
+from trainer.config.plan import plan
+from trainer.config.presets import PRESETS
+from trainer.run import open_run, run_lease
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_config_survives_json(preset: str) -> None:
+    config = PRESETS[preset]()
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+# PAPER: App. B for steps, batches, rates; run_cifar.py and run_celebahq.py for warm-up, clipping and variances.
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("cifar10", (35_746_307, 800_000, 128, 2e-4, "fixedlarge", 0.1, 16)),
+        ("celebahq256", (113_673_219, 500_000, 64, 2e-5, "fixedsmall", 0.0, 8)),
+        ("lsun256", (113_673_219, 1_200_000, 64, 2e-5, "fixedsmall", 0.0, 8)),
+    ],
+)
+def test_paper_presets_have_the_papers_numbers(
+    preset: str, expected: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--preset", preset, "--dry-run"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    config = shown["config"]
+    assert (
+        shown["num_parameters"],
+        shown["num_steps"],
+        shown["global_batch_size"],
+        config["optim"]["learning_rate"],
+        config["diffusion"]["variance"],
+        config["model"]["dropout"],
+        config["optim"]["clip_slice_images"],
+    ) == expected
+    assert config["ema"] == {"decay": 0.9999, "warmup": False}
+    assert (config["optim"]["warmup_steps"], config["optim"]["max_grad_norm"]) == (5000, 1.0)
+    assert config["optim"]["clip_scope"] == "slice"
+
+
+def test_the_command_line_goes_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        "[train]\nnum_steps = 5\nseed = 3\n[model]\nchannel_multipliers = [1, 1]\nattention_resolutions = [8]\n"
+    )
+    config = parse(["--preset", "demo", "--config", str(file), "--train.seed", "4"]).config
+    assert (config.train.num_steps, config.train.seed) == (5, 4)
+    assert config.model.channel_multipliers == (1, 1)
+    assert config.train.global_batch_size == PRESETS["demo"]().train.global_batch_size
+
+
+def test_options_win_over_the_file_whatever_the_order(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('preset = "demo_faces"\n[train]\nseed = 3\n[optim]\nmax_grad_norm = 2.0\n')
+    after = parse(["--train.seed", "4", "--optim.max_grad_norm", "0.5", "--preset", "demo", "--config", str(file)])
+    assert (after.preset, after.config.train.seed, after.config.optim.max_grad_norm) == ("demo", 4, 0.5)
+    assert after == parse([f"--config={file}", "--preset=demo", "--optim.max_grad_norm=0.5", "--train.seed=4"])
+    assert parse(["--config", str(file)]).preset == "demo_faces"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("train = 5\n", "train is 5; write [train]"),
+        ("[[train]]\nseed = 1\n", "write [train]"),
+        ("[train]\nseed = 1\nnum_steps =\n", "is not TOML: Invalid value (at line 3"),
+        (b"[run]\nname = '\xff'\n", "is not TOML"),
+        (None, "does not exist"),
+        ("folder", "is a folder"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(
+    content: str | bytes | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.toml"
+    if content == "folder":
+        file.mkdir()
+    elif content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main(["--config", str(file), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --config {file}")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("mistyped", ["--train.sead=1", "--trian.seed=1", "trian.seed"])
+def test_a_mistyped_name_gets_one_proposal(mistyped: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[trian]\nseed = 1\n")
+    assert main([mistyped if mistyped.startswith("--") else f"--config={file}"]) == 2
+    assert capsys.readouterr().err.count("did you mean --train.seed?") == 1
+
+
+def test_no_arguments_mean_the_demo() -> None:
+    assert parse([]).config == PRESETS["demo"]()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--preset", "celebahq25"], "celebahq25"),
+        (["--train.global_batch_sise", "64"], "did you mean --train.global_batch_size"),
+        (["--train.num_steps", "many"], "many"),
+        (["--train.num_steps", "0"], "train.num_steps 0"),
+        (["--config", "/nowhere.toml"], "--config /nowhere.toml does not exist"),
+        (["--workers.num_workers", "200"], "train.global_batch_size 64 is smaller than workers.num_workers 200"),
+        (["--data.path", "/no/such/data"], "/no/such/data"),
+        (["--data.path", "demo:cats"], "cats"),
+        (["--run.name", "a/b"], "a/b"),
+        (["--model.image_size", "16", "--model.attention_resolutions", "[8]"], "--model.image_size 8"),
+        (["--optim.clip_scope", "slice", "--optim.clip_slice_images", "7"], "clip_slice_images 7"),
+        (
+            ["--optim.clip_scope", "slice", "--optim.clip_slice_images", "32", "--workers.num_workers", "3"],
+            "workers.num_workers 3 is more than the 2 clipping slices",
+        ),
+        (["--workers.min_workers", "9"], "workers.min_workers 9"),
+        (["--workers.compile", "true", "--workers.strategy", "zero3"], "workers.strategy zero3"),
+        (["--ema.decay", "1.5"], "1.5"),
+        (["--optim.learning_rate", "1e400"], "optim.learning_rate inf must be above 0, and finite"),
+        (["--run.storage", "s3://bucket/runs"], "run.storage 's3://bucket/runs' is not a folder"),
+        (["--run.tracking_uri", "mlruns"], "run.tracking_uri 'mlruns' is none of sqlite:///PATH"),
+        (["stray"], "stray"),
+    ],
+)
+def test_wrong_input_ends_with_code_2_and_one_helpful_line(
+    arguments: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = digits(tmp_path / "data")
+    storage = tmp_path / "runs"
+    code = main(["--data.path", str(data), "--run.storage", str(storage), *arguments])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert named in error
+    assert not storage.exists()
+
+
+NOT_FINITE = (math.nan, math.inf, -math.inf)
+FLOATS = [(s, f) for s, values in to_dict(PRESETS["demo"]()).items() for f, v in values.items() if type(v) is float]
+OUT_OF_RANGE = {
+    "data.num_threads": (0,),
+    "data.memory_gib": (-1.0,),
+    "data.cache_gib": (0.0,),
+    "optim.learning_rate": (0.0,),
+    "optim.warmup_steps": (-1,),
+    "optim.beta1": (-0.1, 1.0),
+    "optim.beta2": (1.0,),
+    "optim.eps": (0.0, -1e-8),
+    "optim.max_grad_norm": (-1.0,),
+    "ema.decay": (1.0,),
+    "train.global_batch_size": (0, 10**12),
+    "train.max_images_per_pass": (-1,),
+    "train.num_steps": (0,),
+    "checkpoint.keep_every_steps": (-1,),
+    "workers.max_failures": (-2,),
+    "workers.cpus_per_worker": (0,),
+    "workers.step_timeout_seconds": (0,),
+    "workers.collective_timeout_seconds": (-5,),
+    "workers.resize_check_seconds": (0,),
+    "run.storage": ("", "s3://bucket/x", "gs://bucket", "file:/srv/runs"),
+    "run.experiment": ("", " "),
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [(*name.split("."), value) for name in OUT_OF_RANGE for value in OUT_OF_RANGE[name]]
+    + [(*name, value) for name in FLOATS for value in NOT_FINITE],
+)
+def test_a_value_out_of_range_is_refused_by_name(section: str, field: str, value: float | str) -> None:
+    sections = to_dict(PRESETS["demo"]())
+    sections[section][field] = value
+    with pytest.raises(ValueError, match=rf"^({section}\.)?{field} [^\n]*$"):
+        from_dict(sections)
+
+
+def test_more_samples_than_can_be_counted_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--train.num_steps", str(2**60), "--dry-run"]) == 2
+    assert "must be at most 2^62" in capsys.readouterr().err
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = digits(tmp_path / "data")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * 2**20))
+    assert main(["--data.path", str(data), "--run.storage", str(tmp_path / "runs" / "of" / "mine")]) == 2
+    assert "has 3 MiB free, a checkpoint takes 11 MiB" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_command_itself_shows_no_traceback() -> None:
+    finished = command("--preset", "nope")
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+    assert finished.stdout == ""
+
+
+def test_dry_run_prints_one_json_object_and_writes_nothing(tmp_path: Path) -> None:
+    data = digits(tmp_path / "data")
+    storage = tmp_path / "runs"
+    finished = command("--preset", "demo", "--data.path", str(data), "--run.storage", str(storage), "--dry-run")
+    shown = json.loads(finished.stdout)
+    assert shown["dataset"]["found"]
+    assert shown["dataset"]["num_images"] == 40
+    assert {"config", "num_parameters", "num_steps", "global_batch_size", "dataset"} <= shown.keys()
+    assert not storage.exists()
+
+
+def test_a_relative_path_in_a_ray_job_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert main(["--run.storage", "runs"]) == 2
+    assert "give an absolute path" in capsys.readouterr().err
+
+
+def test_a_relative_mlflow_database_is_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--run.tracking_uri", "sqlite:///mlflow.db", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["run"]["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_a_password_of_mlflow_is_kept_for_the_uploader_alone(tmp_path: Path) -> None:
+    uri = "http://me:secret@host:5000"
+    config = tiny_config(digits(tmp_path / "data"), tmp_path, "run", run={"tracking_uri": uri})
+    planned = plan(config, "tiny")
+    with run_lease(planned.directory) as lease:
+        open_run(planned, lease)
+    assert read_json(planned.directory / "run.json")["tracking_uri"] == uri
+    said = (planned.directory / "spool" / "run.jsonl").read_text()
+    assert '"run.tracking_uri": "http://***@host:5000"' in said
+    assert "secret" not in said
+
+
+GPU_WORKERS = {"num_workers": 2, "use_gpu": True}
+
+
+def test_local_workers_use_this_machine_whatever_cluster_is_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    config = tiny_config(digits(tmp_path / "data"), tmp_path, "run", workers=GPU_WORKERS)
+    assert plan(config, "tiny", "ray").config.workers.use_gpu
+    assert not plan(config, "tiny", "local").config.workers.use_gpu
+
+
+def test_more_local_workers_than_gpus_are_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = tiny_config(digits(tmp_path / "data"), tmp_path, "run", workers=GPU_WORKERS)
+    with pytest.raises(ValueError, match=r"workers.num_workers 2 .* which has 1 GPU"):
+        plan(config, "tiny", "local")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert plan(config, "tiny", "local").config.workers.use_gpu  # torchrun: the other is on another machine
