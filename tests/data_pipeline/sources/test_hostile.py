@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.packing.pack import pack
-from data_pipeline.sources.open import open_source
 from data_pipeline.sources import binaries
+from data_pipeline.sources.open import open_source
 from data_pipeline.storage.shards import open_dataset
 from data_pipeline.storage.tar_index import tar_members
 from tests.support.data import encoded, photo, write_folder

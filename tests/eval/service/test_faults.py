@@ -14,8 +14,8 @@ from cluster.tracking import read_metrics
 from eval.protocol import Protocol, parse_protocol
 from eval.results import read_result
 from eval.sampling.blocks import BlockWorker, missing_blocks
-from eval.service.attempts import MAX_ATTEMPTS
 from eval.service import runner as runner_module
+from eval.service.attempts import MAX_ATTEMPTS
 from eval.settings import EvaluationSettings
 from models.config import build_model
 from models.snapshot import write_snapshot

@@ -20,11 +20,12 @@ import uvicorn
 from cluster.lease import try_lease
 from eval.protocol import parse_protocol
 from eval.results import all_results, write_result
+from eval.service import heartbeat
 from eval.service.backlog import Selection
 from eval.service.heartbeat import Heartbeat, living_evaluators
 from eval.service.requests import request_evaluation, requested_jobs
 from eval.service.runner import Runner
-from eval.service.service import Service, heartbeat
+from eval.service.service import Service
 from eval.settings import EvaluationSettings
 from eval.web.app import build_app, read_status
 from eval.web.page_data import dashboard, render_runs
