@@ -12,7 +12,7 @@ from typing import Literal
 
 from cluster import local
 from cluster.progress import ProgressBar
-from cluster.storage import complete_directories
+from cluster.run_directory import complete_checkpoints
 from cluster.submit import Jobs
 from common.code import ROOT
 from common.files import read_json
@@ -49,7 +49,7 @@ def run_demo(subject: Literal["digits", "faces"], folder: Path = ROOT) -> None:
             local.down()
     _say("4/5", "sampling from the averaged weights")
     samples = run_directory / "samples"
-    newest = complete_directories(run_directory / "checkpoints")[-1]
+    newest = complete_checkpoints(run_directory)[-1]
     how = ("--num-images", "256", "--num-sampling-steps", str(_NUM_SAMPLING_STEPS))
     _command("-m", "models", "sample", str(newest), *how, "--output", str(samples))
     _say("5/5", "writing the report")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster.run_directory import checkpoint_step
 from common.code import installed_versions
 from common.files import read_json, write_json_atomic
 from eval.protocol import Protocol, from_description
@@ -57,14 +58,6 @@ def all_results(run_directory: Path) -> Iterator[dict[str, Any]]:
         result = read_result(path)
         if result is not None:
             yield result
-
-
-def checkpoint_step(name: str) -> int:
-    """The step of a checkpoint named step-<step>-<attempt>. Raises ValueError for another name."""
-    parts = name.split("-")
-    if len(parts) < 2 or parts[0] != "step" or not parts[1].isdigit():
-        raise ValueError(f"checkpoint {name!r} is not named step-<number>-<attempt>")
-    return int(parts[1])
 
 
 def library_versions() -> dict[str, str]:

@@ -15,12 +15,13 @@ from cluster.launch import LaunchError, Resources, in_torchrun, launch_local
 from cluster.lease import Lease, LostLeaseError
 from cluster.progress import ProgressBar
 from cluster.ray_train import launch_ray
+from cluster.run_directory import newest_step
 from common.files import read_json
 from trainer.config.config import WorkersConfig
 from trainer.config.options import parse
 from trainer.config.plan import Plan, plan, summary
 from trainer.hooks.stop import request_checkpoint, signals_stop, stop_path
-from trainer.run import close_run, is_finished, newest_step, open_run, run_lease
+from trainer.run import close_run, is_finished, open_run, run_lease
 from trainer.worker import train_worker
 
 _USER_ERROR, _FAILED, _INTERRUPTED = 2, 1, 130

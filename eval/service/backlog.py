@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.lease import is_held
-from cluster.storage import COMPLETE, complete_directories
+from cluster.run_directory import checkpoint_step, complete_checkpoints
 from eval.protocol import Protocol, from_description
-from eval.results import DONE, FAILED, SKIPPED, checkpoint_step, read_result, result_path
+from eval.results import DONE, FAILED, SKIPPED, read_result, result_path
 from eval.runs import read_run
 from eval.service.attempts import MAX_ATTEMPTS
 
@@ -84,18 +84,7 @@ def is_finished(run_directory: Path) -> bool:
 
 def checkpoints_of(run_directory: Path) -> list[tuple[int, Path]]:
     """(step, folder) of the run's complete checkpoints, oldest first; of two attempts at one step the newer."""
-    found: dict[int, tuple[int, Path]] = {}
-    for path in complete_directories(run_directory / "checkpoints"):
-        try:
-            step = checkpoint_step(path.name)
-            committed = (path / COMPLETE).stat().st_mtime_ns
-        except ValueError as error:
-            warn_once(f"{path} is left alone: {error}")
-            continue
-        except FileNotFoundError:
-            continue  # deleted just now
-        found[step] = max(found.get(step, (0, path)), (committed, path))
-    return [(step, found[step][1]) for step in sorted(found)]
+    return sorted({checkpoint_step(path.name): path for path in complete_checkpoints(run_directory)}.items())
 
 
 def jobs_of_run(run_directory: Path, protocols: Sequence[Protocol], selection: Selection) -> list[Job]:
@@ -150,8 +139,3 @@ def is_final(result: Mapping[str, Any]) -> bool:
     if status == FAILED:
         return int(result.get("attempts", 1)) >= MAX_ATTEMPTS
     return status in (DONE, SKIPPED)
-
-
-def held_checkpoints(run_directory: Path) -> set[str]:
-    """Names of checkpoints that an evaluation holds right now: retention must leave them."""
-    return {path.parent.name for path in (run_directory / "evals").glob("*/*.lease") if is_held(path)}

@@ -1,12 +1,17 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
+from common.code import ROOT
 from common.files import read_json
 from tests.support.trainer import command, digits, tiny_config
 from trainer.command import main
@@ -14,6 +19,8 @@ from trainer.config.config import from_dict, to_dict
 from trainer.config.options import parse
 from trainer.config.plan import plan
 from trainer.config.presets import PRESETS
+from trainer.config.sections import MAX_SECONDS, WorkersConfig
+from trainer.engines.table import ENGINES
 from trainer.run import open_run, run_lease
 
 
@@ -170,9 +177,9 @@ OUT_OF_RANGE = {
     "checkpoint.keep_every_steps": (-1,),
     "workers.max_failures": (-2,),
     "workers.cpus_per_worker": (0,),
-    "workers.step_timeout_seconds": (0,),
-    "workers.collective_timeout_seconds": (-5,),
-    "workers.resize_check_seconds": (0,),
+    "workers.step_timeout_seconds": (0, 10**14),
+    "workers.collective_timeout_seconds": (-5, 10**14),
+    "workers.resize_check_seconds": (0, 10**14),
     "run.storage": ("", "s3://bucket/x", "gs://bucket", "file:/srv/runs"),
     "run.experiment": ("", " "),
 }
@@ -188,6 +195,20 @@ def test_a_value_out_of_range_is_refused_by_name(section: str, field: str, value
     sections[section][field] = value
     with pytest.raises(ValueError, match=rf"^({section}\.)?{field} [^\n]*$"):
         from_dict(sections)
+
+
+def test_the_longest_timeout_is_one_that_torch_takes() -> None:
+    torch.distributed.HashStore().set_timeout(timedelta(seconds=MAX_SECONDS))
+
+
+def test_the_config_and_its_presets_are_read_without_torch() -> None:
+    """The command line's --help and completion need them within a second."""
+    program = "import sys, trainer.config.presets; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_every_choice_of_a_strategy_is_an_engine_and_every_engine_a_choice() -> None:
+    assert get_args(get_type_hints(WorkersConfig)["strategy"]) == tuple(ENGINES)
 
 
 def test_more_samples_than_can_be_counted_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

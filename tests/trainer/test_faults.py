@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.launch import Worker
+from cluster.run_directory import step_of
 from cluster.spool import read_metrics
 from cluster.storage import complete_directories
 from common.code import ROOT
 from tests.support.faults import assert_same_run, wait_for
 from tests.support.trainer import command, tiny_config
-from trainer.checkpoint import step_of
 from trainer.config.plan import plan
 from trainer.engines.base import NonFiniteError
 from trainer.run import open_run, run_lease

@@ -13,8 +13,9 @@ import torch
 
 from cluster.launch import Worker
 from cluster.lease import LostLeaseError
+from cluster.run_directory import complete_checkpoints, step_of
 from cluster.spool import read_metrics
-from cluster.storage import DamagedError, complete_directories, verify
+from cluster.storage import DamagedError, complete_directories, remove_directory, verify
 from common.code import ROOT
 from common.files import read_json
 from data_pipeline.demo.sets import DemoOptions, pack_demo
@@ -27,7 +28,7 @@ from tests.support.trainer import (
     tiny_config,
     train_locally,
 )
-from trainer.checkpoint import step_of
+from trainer.config.config import Config
 from trainer.config.plan import plan
 from trainer.run import open_run, run_lease
 from trainer.worker import train_worker
@@ -116,6 +117,36 @@ def test_a_forced_change_trains_on_and_is_recorded(data: Path, tmp_path: Path) -
     assert rates == [0.0, 0.001, *[1e-5] * 4]
     longer = train_locally(dataclasses.replace(changed, train=dataclasses.replace(changed.train, num_steps=7)))
     assert read_json(longer.directory / "run.json")["forced_changes"] == recorded
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"optim": {"learning_rate": 1e-5}}),
+        ({"model": {"dropout": 0.5}}, {"model": {"dropout": 0.5}, "workers": {"num_workers": 2}}),
+    ],
+    ids=["forced", "dropout-on-other-workers"],
+)
+def test_metrics_beyond_the_checkpoint_are_those_of_what_is_trained_now(
+    data: Path, tmp_path: Path, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """The first attempt has logged five steps when it is killed; only the checkpoint of step 2 is left of it."""
+    planned = train_locally(configured(data, tmp_path, before | {"train": {"num_steps": 5}}))
+    first = losses(planned.directory)
+    assert len(first) == 5
+    for checkpoint in complete_checkpoints(planned.directory)[1:]:
+        remove_directory(checkpoint)
+    train_locally(configured(data, tmp_path, after), force_changes=True)
+    second = losses(planned.directory)
+    assert len(second) == 6
+    assert second[:2] == first[:2]
+    assert all(new != old for new, old in zip(second[3:5], first[3:5], strict=True))
+
+
+def configured(data: Path, storage: Path, sections: dict[str, dict[str, Any]]) -> Config:
+    """As `tiny_config`, and with values of the network's."""
+    config = tiny_config(data, storage, "run", **{name: v for name, v in sections.items() if name != "model"})
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **sections.get("model", {})))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.launch import Worker
+from cluster.run_directory import CHECKPOINT_REQUEST, STOP
 from data_pipeline.loader import Batch
 from trainer.engines.base import StepResult
 
@@ -73,12 +74,12 @@ class StopHook:
 
 def stop_path(run_directory: Path) -> Path:
     """The file that asks a run to checkpoint and end."""
-    return run_directory / "STOP"
+    return run_directory / STOP
 
 
 def checkpoint_path(run_directory: Path) -> Path:
     """The file that asks a run to checkpoint after the step it is in; gone once the checkpoint is committed."""
-    return run_directory / "CHECKPOINT"
+    return run_directory / CHECKPOINT_REQUEST
 
 
 def request_checkpoint(run_directory: Path, timeout_seconds: float = 120.0) -> None:

@@ -13,7 +13,8 @@ from models.config import build_model
 from models.diffusion import GaussianDiffusion
 from tests.support.trainer import NO_GRADIENT, TINY_MODEL, final_weights, losses, tiny_config, train_locally
 from trainer.config.config import Config
-from trainer.engines.base import DdpEngine, NonFiniteError
+from trainer.engines.base import NonFiniteError
+from trainer.engines.ddp import DdpEngine
 from trainer.objective import Objective
 
 CPU = Worker(0, 1, torch.device("cpu"))
