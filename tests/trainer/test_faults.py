@@ -66,8 +66,8 @@ def test_a_lost_worker_costs_a_restart_and_no_sample(
         assert "is silent for" in errors
         assert "rank 1 (pid" in errors
         stacks = (tmp_path / "run" / "stacks" / "rank-0.txt").read_text()
-        # It waits in the collective of a gradient, or of the metrics or the wish to stop after a step.
-        assert any(f'trainer/{place}.py", line' in stacks for place in ("engines", "hooks", "stop"))
+        # It waits in the collective of a gradient, or of the metrics or the request to stop after a step.
+        assert any(f'trainer/{place}.py", line' in stacks for place in ("engines/ddp", "hooks/window", "hooks/stop"))
 
 
 def test_a_diverging_run_stops_before_the_update_and_says_which_images_it_saw(

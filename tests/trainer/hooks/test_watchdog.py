@@ -30,8 +30,8 @@ watchdog = Watchdog(folder, Worker(1, 2, torch.device("cpu")), timeout, lambda: 
 watchdog(8, None, None)
 end = time.monotonic() + saving
 while time.monotonic() < end:
-    beat = {"rank": 0, "step": 8, "saved_unix_seconds": time.time(), "pid": 1, "unix_seconds": time.time()}
-    write_json_atomic(folder / "heartbeats" / "rank-0.json", beat)
+    heartbeat = {"rank": 0, "step": 8, "saved_unix_seconds": time.time(), "pid": 1, "unix_seconds": time.time()}
+    write_json_atomic(folder / "heartbeats" / "rank-0.json", heartbeat)
     time.sleep(timeout / 10)
 time.sleep(silent)
 watchdog.close()
