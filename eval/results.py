@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.run_directory import checkpoint_step
+from cluster.run_directory import EVALUATIONS, checkpoint_step
 from common.code import installed_versions
 from common.files import read_json, write_json_atomic
 from eval.protocol import Protocol, from_description
@@ -16,7 +16,7 @@ _REPORTED_PACKAGES = ("torch", "numpy", "pillow", "torchvision", "efficientnet-l
 
 
 def evaluation_folder(run_directory: Path, checkpoint_name: str) -> Path:
-    return run_directory / "evals" / checkpoint_name
+    return run_directory / EVALUATIONS / checkpoint_name
 
 
 def result_path(run_directory: Path, checkpoint_name: str, protocol: Protocol) -> Path:
@@ -54,7 +54,7 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
 
 def all_results(run_directory: Path) -> Iterator[dict[str, Any]]:
     """Every result of a run, by checkpoint (oldest first), then protocol digest."""
-    for path in sorted((run_directory / "evals").glob("*/*.json")):
+    for path in sorted((run_directory / EVALUATIONS).glob("*/*.json")):
         result = read_result(path)
         if result is not None:
             yield result

@@ -51,7 +51,10 @@ def test_nan_on_one_of_two_workers_stops_both_before_the_update(data: Path, stor
     fault = {"RAYDDPM_FAULT": "step.loss:step=6:rank=1:nan"}
     stopped = train(data, storage, "nan", "--workers.max_failures", "0", **fault)
     assert stopped.code == 1
-    assert "error: the workers failed: trainer.engines.base.NonFiniteError: the gradient of step 5 is not" in stopped.output
+    assert (
+        "error: the workers failed: trainer.engines.base.NonFiniteError: the gradient of step 5 is not"
+        in stopped.output
+    )
     directory = storage / "nan"
     rows = [
         json.loads((directory / "nonfinite" / f"step-00000005-rank-{r}.json").read_text())["images"] for r in (0, 1)
