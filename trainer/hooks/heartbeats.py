@@ -30,7 +30,7 @@ class Heartbeats:
 
     def write(self, step: int, saved_unix_seconds: float) -> None:
         """This worker's. Raises OSError where the storage refuses it."""
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         heartbeat = Heartbeat(self._worker.rank, step, saved_unix_seconds, os.getpid(), time.time())
         write_json_atomic(self._path(self._worker.rank), heartbeat._asdict())
 

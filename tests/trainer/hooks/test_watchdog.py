@@ -28,6 +28,7 @@ from trainer.hooks.watchdog import Watchdog
 folder, timeout, saving, silent = Path(sys.argv[1]), *map(float, sys.argv[2:])
 watchdog = Watchdog(folder, Worker(1, 2, torch.device("cpu")), timeout, lambda: False)
 watchdog(8, None, None)
+(folder / "heartbeats").mkdir(parents=True, exist_ok=True)
 end = time.monotonic() + saving
 while time.monotonic() < end:
     heartbeat = {"rank": 0, "step": 8, "saved_unix_seconds": time.time(), "pid": 1, "unix_seconds": time.time()}
