@@ -1,4 +1,4 @@
-"""What a process arranges with its system: what ends with it, which signals reach what it starts, what memory it keeps."""
+"""What a process arranges with its system: what ends with it, which signals its children get, what memory it keeps."""
 
 import contextlib
 import ctypes

@@ -28,6 +28,7 @@ from trainer.config.config import Config, from_dict
 from trainer.engines.base import NonFiniteError, make_engine
 from trainer.hooks.faults import DrillHook, drilled, drilled_stream
 from trainer.hooks.metrics import CheckpointHook, LeaseHook, MetricsHook
+from trainer.hooks.progress import ProgressHook
 from trainer.hooks.stop import StopHook, Stopped, sigterm_stops
 from trainer.hooks.watchdog import Watchdog
 from trainer.loop import Hook, train
@@ -88,6 +89,7 @@ def _train(worker: Worker, directory: Path, run: dict[str, Any], lease: Lease | 
         *((LeaseHook(lease, worker),) if lease is not None else ()),
         metrics,
         checkpoints,
+        ProgressHook(directory, worker, config, start_step),
         StopHook(directory, worker, partial(checkpoints.save, wait=True)),
     ]
     try:

@@ -67,7 +67,7 @@ def test_one_signal_interrupts_and_leaves_no_process(number: signal.Signals) -> 
 
 
 def test_the_same_signal_to_a_process_and_then_to_its_group_is_one_request() -> None:
-    running, child = started(WAITS)
+    running, _ = started(WAITS)
     for _ in range(3):
         running.send_signal(signal.SIGTERM)
     output, errors = running.communicate(timeout=60)
@@ -80,14 +80,14 @@ def test_a_second_signal_ends_a_process_at_once_whatever_its_main_thread_does(bo
     running.send_signal(signal.SIGINT)
     time.sleep(1.2)  # sooner it is the same request
     running.send_signal(signal.SIGINT)
-    output, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     assert errors == "ended at once; what was finished before is kept\n"
     assert not psutil.pid_exists(child)
 
 
 def test_a_signal_while_a_destructor_runs_is_not_lost() -> None:
-    running, child = started(IN_A_DESTRUCTOR)
+    running, _ = started(IN_A_DESTRUCTOR)
     running.send_signal(signal.SIGINT)
     output, errors = running.communicate(timeout=60)
     assert (running.returncode, output, errors) == (130, "interrupted\n", "")
