@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -35,6 +36,28 @@ def keep_freed_memory() -> None:
     # The manual allows no threshold above 32 MiB, glibc 2.36 does. One that is set stops malloc's own adjustments.
     if mallopt is not None and (mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)):
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def process_identity(pid: int) -> str | None:
+    """What no other process has, before or after, with this pid or another; None if there is no such process.
+
+    On Linux from the ticks since the machine was started, which stay when its clock is set; the time of a process's
+    creation does not.
+    """
+    if sys.platform == "linux":
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        start_ticks = stat.rpartition(")")[2].split()[19]  # the 22nd field; the 2nd, a name, may hold spaces
+        return f"{boot_id}/{pid}/{start_ticks}"
+    import psutil
+
+    try:
+        return f"{pid}/{psutil.Process(pid).create_time()}"
+    except psutil.NoSuchProcess:
+        return None
 
 
 def end_descendants(patience_seconds: float = 1.0) -> None:
