@@ -118,9 +118,9 @@ class _Watch:
 
 def end_at_once(line: str) -> NoReturn:
     """Kill the processes below this one, print the line, and end without waiting for anything; exit code 130."""
+    end_descendants()
     with contextlib.suppress(OSError):  # the terminal is gone
-        if os.isatty(sys.__stderr__.fileno() if sys.__stderr__ else 2):
+        if os.isatty(2):
             line = f"\r\x1b[2K{_SHOW_CURSOR}{line}"
         os.write(2, f"{line}\n".encode())
-    end_descendants()
     os._exit(INTERRUPTED)
