@@ -50,6 +50,7 @@ def last_line(terminal: Terminal) -> str:
 
 def assert_ends_well(terminal: Terminal, line: str) -> None:
     code = terminal.wait()
+    print(last_line(terminal))
     assert code == 130, terminal.output
     assert "Traceback" not in terminal.output
     assert re.search(line, last_line(terminal)), terminal.output

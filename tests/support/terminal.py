@@ -26,7 +26,7 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, num_columns, 0, 0))
         self._marker = uuid.uuid4().hex
-        self._output = bytearray()
+        self._output, self._pressed = bytearray(), time.monotonic()
         self.process = subprocess.Popen(
             arguments,
             cwd=ROOT,
@@ -62,14 +62,14 @@ class Terminal:
             assert time.monotonic() < deadline, self.output
             time.sleep(0.02)
 
-    def press_ctrl_c(self) -> float:
-        """When it was pressed, in seconds of the monotonic clock."""
+    def press_ctrl_c(self) -> None:
         os.write(self._master, _KEY)
-        return time.monotonic()
+        self._pressed = time.monotonic()
 
     def wait(self, seconds: float = 600.0) -> int:
         """The exit code, once nothing it started is left."""
         code = self.process.wait(seconds)
+        print(f"ended {time.monotonic() - self._pressed:.1f} s after the last Ctrl-C")
         deadline = time.monotonic() + 30
         while (left := self.left_over()) and time.monotonic() < deadline:
             time.sleep(0.05)
