@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -73,19 +72,7 @@ def submit(arguments: list[str]) -> int:
         raise FileNotFoundError("no cluster is running here: start one with python -m cluster up")
     jobs = Jobs(cluster.dashboard)
     job = jobs.submit(shlex.join(["python", "trainer/main.py", *arguments]))
-    try:
-        shown = 0
-        ended = False
-        while not ended:
-            ended = jobs.ended(job)
-            log = jobs.logs(job)
-            print(log[shown:], end="", flush=True)
-            shown = len(log)
-            time.sleep(0 if ended else 1)
-    except KeyboardInterrupt:
-        jobs.stop(job)
-        return 130
-    return 0 if jobs.succeeded(job) else 1
+    return 0 if jobs.follow(job) else 1
 
 
 _SUBMIT_HELP = """usage: python -m cluster submit -- ARGS

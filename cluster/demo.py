@@ -1,4 +1,4 @@
-"""`make demo`: the commands of the other rooms, in order, on a local cluster. What it does, a user can type."""
+"""`make demo`: the commands of the other packages, in order, on a local cluster. What it does, a user can type."""
 
 import os
 import re
@@ -16,6 +16,7 @@ from cluster.run_directory import complete_checkpoints
 from cluster.submit import Jobs
 from common.code import ROOT
 from common.files import read_json
+from common.interrupt import Interrupted
 
 _PRESETS = {"digits": "demo", "faces": "demo_faces"}
 _IMAGE_SIZES = {"digits": 8, "faces": 16}
@@ -31,8 +32,17 @@ class DemoError(RuntimeError):
 def run_demo(subject: Literal["digits", "faces"], folder: Path = ROOT) -> None:
     """Pack, train on 2 Ray workers with evaluation beside, sample, report. Run again, it resumes or says so.
 
-    folder: `data/`, `runs/` and `reports/` are made here.
+    folder: `data/`, `runs/` and `reports/` are made here. Raises Interrupted on Ctrl-C.
     """
+    try:
+        _run_demo(subject, folder)
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"the demo is stopped; what is done is kept in {folder}, and the same command goes on from there"
+        ) from error
+
+
+def _run_demo(subject: Literal["digits", "faces"], folder: Path) -> None:
     started = time.monotonic()
     data, storage = folder / "data" / subject, folder / "runs"
     run_directory = storage / f"demo-{subject}"
@@ -90,10 +100,11 @@ def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, storage: Path, run
         print(finished[0] if finished else "training is done; the last evaluations are under way", flush=True)
         _wait_until(lambda: jobs.ended(evaluation))
         _require(jobs.succeeded(evaluation), jobs, evaluation)
+    except KeyboardInterrupt:
+        print("stopping the training with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+        raise
     finally:
-        for job in (training, evaluation):
-            if not jobs.ended(job):
-                jobs.stop(job)
+        jobs.stop_and_wait(training, evaluation)
 
 
 def _require(condition: bool, jobs: Jobs, job: str) -> None:
@@ -102,8 +113,11 @@ def _require(condition: bool, jobs: Jobs, job: str) -> None:
 
 
 def _command(*arguments: str) -> None:
-    """Run another room's door with this Python, its output shown."""
-    finished = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
+    """Run another package's command line with this Python, its output shown.
+
+    It is out of reach of the terminal's Ctrl-C, of which this process alone speaks.
+    """
+    finished = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False, start_new_session=True)
     if finished.returncode:
         raise DemoError(f"python {shlex.join(arguments)} ended with exit code {finished.returncode}")
 
