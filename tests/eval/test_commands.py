@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.__main__ import COMMANDS, main
+from eval.cli.commands import main
 from eval.protocol import parse_protocol
 from eval.results import all_results
 from eval.service.backlog import Selection, jobs_of_run

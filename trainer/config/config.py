@@ -11,6 +11,8 @@ from common.checks import check_above_zero, check_at_least, check_fraction
 from data_pipeline.order import MAX_COUNTER
 from models.config import DiffusionConfig, ModelConfig
 
+Launcher = Literal["ray", "local"]
+
 MAX_GLOBAL_BATCH_SIZE = 2**24
 """A step's order is worked out in arrays of 8 bytes an image: 128 MiB each for so many."""
 

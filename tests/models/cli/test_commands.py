@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.cli.door import COMMANDS, main
+from models.cli.commands import main
 from models.config import DiffusionConfig, ModelConfig, build_model
 from models.samplers import sample, to_uint8
 from models.snapshot import load_snapshot, write_snapshot
