@@ -53,15 +53,16 @@ def upload(run_directory: Path) -> None:
     print(f"sent {num_sent} events")
 
 
-def demo(name: Literal["digits", "faces"]) -> None:
+def demo(name: Literal["digits", "faces"], output: Path = Path()) -> None:
     """Train, evaluate and report on images that need no download, in a few minutes on 2 cores.
 
     Args:
         name: digits (scikit-learn's handwritten digits) or faces (drawn by a program).
+        output: folder in which data/, runs/ and reports/ are made
     """
     from cluster.demo import run_demo
 
-    run_demo(name)
+    run_demo(name, output)
 
 
 def submit(*arguments: str) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from cluster.launch import SIGNAL_SECONDS, LaunchError, Resources, Worker, WorkerFunction, in_ray_job
 from cluster.local import LOCAL_SETTINGS, client_environment
-from common.code import ROOT
+from common.code import ROOT, ours_first
 from common.process import keep_freed_memory
 
 
@@ -78,7 +78,7 @@ def _join_cluster(per_worker: dict[str, float], resources: Resources) -> None:
 
     if not ray.is_initialized():
         # Inside a job the job's own environment applies and already has the code on its path.
-        with _keeping_sigterm():
+        with _keeping_sigterm(), ours_first():
             ray.init(**({} if in_ray_job() else _own_cluster()))
     if "RAY_ADDRESS" not in os.environ and not in_ray_job():
         _check_room(ray.cluster_resources(), per_worker, resources)

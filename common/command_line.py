@@ -4,8 +4,9 @@ import argparse
 import dataclasses
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import get_args, get_origin
+from typing import NoReturn, get_args, get_origin
 
 from common import documentation
 from common.entry import guarded
@@ -47,6 +48,12 @@ def run(line: CommandLine, arguments: Sequence[str], prog: str | None = None) ->
     named = arguments[0] if arguments else ""
     interrupted = line.interrupted.get(named, _DEFAULT_LINE)
     return guarded(lambda: _run(line, list(arguments), prog or line.prog), interrupted, line.errors)
+
+
+def run_script(function: Command) -> NoReturn:
+    """Run the one function that a script is made of, with the arguments of this process, and exit."""
+    arguments, prog = sys.argv[1:], f"python {sys.argv[0]}"
+    sys.exit(guarded(lambda: _call(function, arguments, prog) or 0, _DEFAULT_LINE))
 
 
 def command_parser(function: Command, prog: str) -> Parser:
