@@ -134,7 +134,18 @@ def test_a_tuple_is_written_with_commas(text: str) -> None:
 
 
 def test_switches_lists_and_fields_of_a_dataclass() -> None:
-    typed = ["--dry-run", "--no-steam", "--spice", "pepper", "--spice", "dill", "--degrees", "2e2", "--num_minutes", "9"]
+    typed = [
+        "--dry-run",
+        "--no-steam",
+        "--spice",
+        "pepper",
+        "--spice",
+        "dill",
+        "--degrees",
+        "2e2",
+        "--num_minutes",
+        "9",
+    ]
     call = called("bake", "a.txt", *typed)
     assert (call["dry_run"], call["steam"], call["spice"]) == (True, False, ["pepper", "dill"])
     assert call["oven"] == Oven(200.0, 9)

@@ -60,7 +60,11 @@ def as_toml(preset: str, config: Config) -> str:
     lines = [f'preset = "{preset}"']
     for section, values in to_dict(config).items():
         # Numbers, text, true and lists of them are written alike in JSON and in TOML.
-        lines += ["", f"[{section}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
+        lines += [
+            "",
+            f"[{section}]",
+            *(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()),
+        ]
     return "\n".join(lines) + "\n"
 
 
