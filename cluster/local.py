@@ -73,7 +73,7 @@ def _start(num_cpus: int | None, with_this_process: bool) -> LocalCluster:
     port, dashboard_port, agent_port = _free_ports(3)
     log_path = _state_path().with_name("ray-head.log")
     command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address", _HOST, "--port", str(port), "--include-dashboard", "true"),
         *("--dashboard-host", _HOST, "--dashboard-port", str(dashboard_port)),
         # Its default is one port of the machine: without it, a second cluster would come up and take no jobs.

@@ -17,7 +17,7 @@ from cluster.launch import LaunchError, Resources, Worker, WorkerFunction, in_ra
 from cluster.local import LOCAL_SETTINGS, client_environment
 from cluster.progress import write_progress
 from cluster.worker_processes import SIGNAL_SECONDS, WorkerError, noting_failure
-from common.code import ROOT
+from common.code import ROOT, ours_first
 from common.process import end_descendants, keep_freed_memory, sessions_of_their_own
 
 
@@ -126,7 +126,7 @@ def _join_cluster(per_worker: dict[str, float], resources: Resources) -> None:
 
     if not ray.is_initialized():
         # Inside a job the job's own environment applies and already has the code on its path.
-        with _keeping_sigterm(), sessions_of_their_own():
+        with _keeping_sigterm(), ours_first(), sessions_of_their_own():
             ray.init(**({} if in_ray_job() else _own_cluster()))
     if "RAY_ADDRESS" not in os.environ and not in_ray_job():
         _check_room(ray.cluster_resources(), per_worker, resources)

@@ -21,9 +21,9 @@ from cluster.tracking import Uploader
 from common.files import read_json
 from common.interrupt import INTERRUPTED, Interrupted, sigterm_interrupts
 from common.progress import log_format
-from trainer.config.config import WorkersConfig
+from trainer.config.config import Launcher, WorkersConfig
 from trainer.config.options import parse
-from trainer.config.plan import Launcher, Plan, plan, summary
+from trainer.config.plan import Plan, plan, summary
 from trainer.hooks.stop import request_checkpoint, signals_stop, stop_path, stop_signalled
 from trainer.run import close_run, is_finished, open_run, run_lease
 from trainer.summary import at_the_end, at_the_start

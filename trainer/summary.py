@@ -10,7 +10,8 @@ from common.code import ROOT
 from common.redaction import redacted
 from data_pipeline.storage.remote import is_remote
 from data_pipeline.storage.remote import redacted as redacted_path
-from trainer.config.plan import Launcher, Plan, num_parameters
+from trainer.config.config import Launcher
+from trainer.config.plan import Plan, num_parameters
 from trainer.run import newest_step
 
 

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 from cluster.launch import Worker
-from cluster.run_directory import CHECKPOINT_REQUEST, STOP
 from cluster.progress import has_trained
+from cluster.run_directory import CHECKPOINT_REQUEST, STOP
 from common.interrupt import handling_signals
 from common.progress import LINE_START
 from data_pipeline.loader import Batch
