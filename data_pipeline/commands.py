@@ -15,17 +15,19 @@ from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_pipeline.demo.sets import DemoOptions, pack_demo, resolve_path
+from data_pipeline.demo.sets import DemoOptions, pack_demo
 from data_pipeline.ledger import audit as audit_ledger
 from data_pipeline.order import SampleOrder
-from data_pipeline.packing.pack import PackOptions, TaskRunner
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import TaskRunner
 from data_pipeline.packing.pack import pack as pack_source
 from data_pipeline.packing.process_runner import run_in_processes
 from data_pipeline.packing.ray_runner import run_on_ray
 from data_pipeline.packing.verify import verify as verify_dataset
+from data_pipeline.paths import resolve_path
 from data_pipeline.sources.open import open_source
+from data_pipeline.storage.address import is_remote, redacted
 from data_pipeline.storage.manifest import Manifest
-from data_pipeline.storage.remote import is_remote, redacted
 from data_pipeline.storage.shards import open_dataset, read_manifest
 
 _USER_ERROR, _INTERRUPTED, _TERMINATED = 2, 130, 143

@@ -18,7 +18,7 @@ from cluster.storage import complete_directories
 from common.code import git_commit, installed_versions
 from common.files import read_json, write_json_atomic
 from common.redaction import redacted as redacted_uri
-from data_pipeline.storage.remote import is_remote, redacted
+from data_pipeline.storage.address import is_remote, redacted
 from eval.results import checkpoint_step
 from models.config import ModelConfig, build_model
 from trainer.config.config import Config, digest, flatten, from_dict, to_dict

@@ -15,10 +15,10 @@ from cluster.launch import Worker
 from cluster.lease import Lease
 from cluster.spool import Spool
 from common.files import read_json, write_json_atomic
-from data_pipeline.demo.sets import resolve_path
 from data_pipeline.ledger import next_attempt, recorded
 from data_pipeline.loader import Batch, BatchStream
 from data_pipeline.order import SampleOrder
+from data_pipeline.paths import resolve_path
 from data_pipeline.storage.dataset import Dataset
 from data_pipeline.storage.shards import open_dataset, reading_options
 from models.config import build_model

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from data_pipeline.packing.pack import Task, run_task
-from data_pipeline.packing.writer import ShardNotes
+from data_pipeline.packing.pack import run_task
+from data_pipeline.packing.writer import ShardNotes, Task
 
 _MAX_TASKS_IN_FLIGHT = 256
 

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from common.files import sha256_of_file
-from data_pipeline.packing.writer import index_of
-from data_pipeline.storage.dataset import DamagedDataError, Dataset, LocalFiles, parse_index
+from data_pipeline.storage.address import is_remote
+from data_pipeline.storage.dataset import Dataset
+from data_pipeline.storage.errors import DamagedDataError
+from data_pipeline.storage.fetch import Fetcher, FetchSettings
+from data_pipeline.storage.index import index_of, parse_index
+from data_pipeline.storage.local import LocalFiles
 from data_pipeline.storage.manifest import Manifest, ShardRecord, data_folder, load_manifest
-from data_pipeline.storage.remote import Fetcher, FetchSettings, is_remote
 from data_pipeline.storage.shards import read_manifest
 
 

@@ -5,11 +5,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.storage.address import is_remote, redacted
 from data_pipeline.storage.cache import FileCache, cache_folder
-from data_pipeline.storage.dataset import DamagedDataError, Dataset, LocalFiles, ShardFiles
+from data_pipeline.storage.dataset import Dataset, ShardFiles
 from data_pipeline.storage.decoded import DecodedImages
+from data_pipeline.storage.errors import DamagedDataError
+from data_pipeline.storage.fetch import Fetcher, FetchSettings
+from data_pipeline.storage.local import LocalFiles
 from data_pipeline.storage.manifest import MANIFEST_NAME, Manifest, data_folder, load_manifest, parse_manifest
-from data_pipeline.storage.remote import Fetcher, FetchSettings, RemoteFiles, is_remote, redacted
+from data_pipeline.storage.remote import RemoteFiles
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",

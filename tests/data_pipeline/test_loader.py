@@ -11,7 +11,8 @@ import torch
 
 from data_pipeline.loader import BatchStream
 from data_pipeline.order import SampleOrder
-from data_pipeline.storage.dataset import DamagedDataError, Dataset
+from data_pipeline.storage.dataset import Dataset
+from data_pipeline.storage.errors import DamagedDataError
 from data_pipeline.storage.shards import open_dataset
 from tests.support.data import pack_arrays
 

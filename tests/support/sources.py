@@ -4,7 +4,8 @@ import io
 import tarfile
 from pathlib import Path
 
-from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import pack
 from data_pipeline.packing.process_runner import run_in_processes
 from data_pipeline.sources.open import open_source
 from data_pipeline.storage.dataset import Dataset

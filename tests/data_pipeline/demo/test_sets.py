@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 
 from data_pipeline.commands import main
 from data_pipeline.demo.faces import draw_face
-from data_pipeline.demo.sets import DemoOptions, resolve_path
+from data_pipeline.demo.sets import DemoOptions
+from data_pipeline.paths import resolve_path
 from data_pipeline.storage.shards import open_dataset
 from tests.support.data import encoded, photo, write_folder
 
@@ -68,7 +69,7 @@ def test_wrong_demo_paths_are_named(cache: Path, path: str, words: str) -> None:
 
 def test_many_processes_can_resolve_the_same_path_at_once(cache: Path) -> None:
     program = (
-        "from data_pipeline.demo import resolve_path; print(resolve_path('demo:faces?num_images=20&image_size=16'))"
+        "from data_pipeline.paths import resolve_path; print(resolve_path('demo:faces?num_images=20&image_size=16'))"
     )
     command = [sys.executable, "-c", program]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from data_pipeline.packing import process_runner
-from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import pack
 from data_pipeline.packing.process_runner import run_in_processes
 from data_pipeline.sources.source import Entry, FolderSource, Sample
 from tests.support.data import write_folder

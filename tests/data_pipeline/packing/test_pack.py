@@ -18,7 +18,8 @@ import webdataset
 from PIL import Image
 
 from common.code import ROOT
-from data_pipeline.packing.pack import PackOptions, Task, pack, run_serially, run_task
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import Task, pack, run_serially, run_task
 from data_pipeline.packing.process_runner import run_in_processes
 from data_pipeline.packing.verify import verify
 from data_pipeline.packing.writer import ShardNotes

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.storage.cache import FileCache
-from data_pipeline.storage.dataset import DamagedDataError
+from data_pipeline.storage.errors import DamagedDataError
 
 
 def content(number: int, size: int = 1000) -> bytes:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.packing.verify import verify
 from data_pipeline.storage.codec import decode_into, encode
-from data_pipeline.storage.dataset import DamagedDataError
 from data_pipeline.storage.decoded import DecodedImages
+from data_pipeline.storage.errors import DamagedDataError
 from data_pipeline.storage.manifest import Manifest, load_manifest
 from data_pipeline.storage.shards import open_dataset
 from tests.support.data import encoded, pack_arrays, photo

@@ -15,9 +15,11 @@ from data_pipeline.commands import main
 from data_pipeline.loader import BatchStream
 from data_pipeline.order import SampleOrder
 from data_pipeline.packing.verify import verify
+from data_pipeline.storage.address import redacted
 from data_pipeline.storage.cache import FileCache
-from data_pipeline.storage.dataset import DamagedDataError, Dataset
-from data_pipeline.storage.remote import FetchSettings, redacted
+from data_pipeline.storage.dataset import Dataset
+from data_pipeline.storage.errors import DamagedDataError
+from data_pipeline.storage.fetch import FetchSettings
 from data_pipeline.storage.shards import open_dataset, read_manifest
 from tests.support.data import pack_arrays
 from tests.support.data_servers import asking_for_tokens, fetched, misbehaving, nginx
