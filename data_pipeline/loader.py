@@ -99,17 +99,20 @@ class BatchStream:
     def __next__(self) -> Batch:
         if self._closed:
             raise ValueError("this stream is closed; open another at the step to go on from")
+        try:
+            return self._next()
+        except BaseException:
+            # A stream that went on after a lost batch would train on fewer samples, or on those of another step.
+            self.close()
+            raise
+
+    def _next(self) -> Batch:
         started = time.perf_counter()
         while len(self._pending) < self._num_prefetch_batches:
             self._submit()
         pending = self._pending.popleft()
-        try:
-            for part in pending.slices:
-                part.result()
-        except BaseException:
-            # A stream that went on after a lost batch would train on fewer samples.
-            self.close()
-            raise
+        for part in pending.slices:
+            part.result()
         self.wait_seconds += time.perf_counter() - started
         self._submit()
         return Batch(pending.step, torch.from_numpy(pending.counters), pending.images.permute(0, 3, 1, 2))

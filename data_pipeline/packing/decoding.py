@@ -94,6 +94,7 @@ def decode(data: bytes, image: Image.Image, channels: int, background: int, jpeg
     else:
         if image.format == "PNG":
             _check_png(data, image)
+            _scale_transparent_value(data, image)
         pixels = None if any(name in data for name in _PNG_ORIENTATION) else fast_png_pixels(data, image)
     if pixels is None:  # Pillow decodes whatever else it is, or says what is wrong
         return np.asarray(flatten(upright(image), channels, background))
@@ -105,6 +106,13 @@ def _check_png(data: bytes, image: Image.Image) -> None:
     if image.mode == "RGB" and data[PNG_BIT_DEPTH_BYTE] == 16 and "transparency" in image.info:
         # Pillow cuts colours to 8 bits, where other colours become the transparent one.
         raise ValueError("a 16-bit colour PNG with a transparent colour; convert it to 8 bits or to an alpha channel")
+
+
+def _scale_transparent_value(data: bytes, image: Image.Image) -> None:
+    """Pillow spreads grey of 2 and 4 bits over 0 to 255, but not the value that is marked as transparent."""
+    transparent, num_bits = image.info.get("transparency"), data[PNG_BIT_DEPTH_BYTE]
+    if image.mode == "L" and num_bits in (2, 4) and isinstance(transparent, int):
+        image.info["transparency"] = transparent * 255 // (2**num_bits - 1)
 
 
 def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

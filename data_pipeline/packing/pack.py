@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.files import TEMPORARY_NAMES, write_text_atomic
@@ -41,12 +41,14 @@ def pack(
     if isinstance(source, FolderSource) and dest.resolve().is_relative_to(source.root.resolve()):
         raise ValueError(f"DEST {dest} lies in SOURCE, whose images it would join; give a folder beside it")
     entries = source.entries()
+    changed_at = source.changed_at(entries)
     listing = hashlib.sha256(json.dumps([entry[:3] for entry in entries]).encode()).hexdigest()
     dest.mkdir(parents=True, exist_ok=True)
     with _only_packer(dest):
         tasks = _tasks(source, entries, recipe, dest, options)
         packed = already_packed(source, tasks, recipe, dest, listing, options.skip_refused)
         if packed:
+            _remove_leftovers(dest)
             return packed
         _check_dest(dest)
         if not entries:
@@ -55,6 +57,8 @@ def pack(
         notes = _run_all(tasks, run or run_serially, progress)
         manifest = _finish(source, recipe, dest, tasks, notes, listing, options.skip_refused)
         remove_strays(dest, manifest)
+        if source.changed_at(entries) != changed_at:
+            raise ValueError("the source changed while it was being packed; the same command again packs what is new")
         write_text_atomic(dest / MANIFEST_NAME, manifest.to_json())
         shutil.rmtree(dest / WORK_FOLDER)
         return manifest
@@ -83,6 +87,14 @@ def _prepare(work: Path) -> None:
     work.mkdir(exist_ok=True)
     for stale in [*work.glob(TEMPORARY_NAMES), *work.parent.glob(TEMPORARY_NAMES)]:
         stale.unlink()
+
+
+def _remove_leftovers(dest: Path) -> None:
+    """What a pack left that was killed when its manifest was there; nothing on a disk that cannot be written."""
+    shutil.rmtree(dest / WORK_FOLDER, ignore_errors=True)
+    for stale in dest.glob(TEMPORARY_NAMES):
+        with suppress(OSError):
+            stale.unlink()
 
 
 def _run_all(tasks: list[Task], run: TaskRunner, progress: Progress | None) -> list[ShardNotes]:

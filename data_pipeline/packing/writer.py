@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from common.files import sha256_of_file, temporary_name, write_atomic, write_bytes_atomic
-from data_pipeline.packing.framing import fits_unchanged, frame_array, frame_bytes
+from data_pipeline.packing.framing import Framing, fits_unchanged, frame_array, frame_bytes
 from data_pipeline.packing.options import Recipe
 from data_pipeline.sources.source import Entry, Refusal, Sample, Source
 from data_pipeline.storage.codec import decode_into, encode
@@ -149,14 +149,27 @@ class _Stored:
         framing = recipe.framing
         if isinstance(image, np.ndarray):
             framed = frame_array(image, framing)
-        elif recipe.keep_bytes and fits_unchanged(image, framing):
-            pixels = np.empty(framing.shape, dtype=np.uint8)
-            decode_into(image, "jpg", pixels)
+        elif recipe.keep_bytes and (pixels := _pixels_to_keep(image, framing)) is not None:
             return cls(image, "jpg", pixels, (framing.image_size, framing.image_size), kept=True)
         else:
             framed = frame_bytes(image, framing)
         data = encode(framed.pixels, recipe.encoding, recipe.jpeg_quality)
         return cls(data, recipe.encoding, framed.pixels, framed.source_size, kept=False)
+
+
+def _pixels_to_keep(image: bytes, framing: Framing) -> np.ndarray | None:
+    """What the bytes of a source are decoded to if they can be stored as they are; None if they cannot.
+
+    The decoder of stored samples takes no odd bytes, such as zeros before a JPEG's end: these are left out by encoding.
+    """
+    if not fits_unchanged(image, framing):
+        return None
+    pixels = np.empty(framing.shape, dtype=np.uint8)
+    try:
+        decode_into(image, "jpg", pixels)
+    except ValueError:
+        return None
+    return pixels
 
 
 def _publish(temporary: Path, dest: Path, name: str, num_samples: int) -> ShardRecord | None:

@@ -205,9 +205,10 @@ def check_no_images(folder: Path, suffix: str) -> None:
 
 
 def unique_keys(entries: list[Entry]) -> list[Entry]:
-    """The same entries; ValueError naming two whose keys collide."""
+    """The same entries; ValueError naming two whose keys collide, or one whose key a tar cannot hold as it is."""
     names: dict[str, str] = {}
     for entry in entries:
+        check_member_name(entry.key)
         if entry.key in names:
             raise ValueError(
                 f"{names[entry.key]!r} and {entry.name!r} have the same key {entry.key!r}; rename or remove one of them"

@@ -22,6 +22,7 @@ from data_pipeline.sources.source import (
     unique_keys,
     visible,
 )
+from data_pipeline.storage.tar_index import plain_name
 
 _LMDB_NOTES = (b"length", b"__len__", b"keys", b"__keys__", b"num-samples", b"num_samples")
 """Keys under which the usual writers keep counts and lists of keys; what lies under any other key is an image"""
@@ -190,7 +191,7 @@ def _readable(key: bytes) -> str:
         text = key.decode()
     except UnicodeDecodeError:
         return key.hex()
-    return text if text.isprintable() and ".." not in text and not text.startswith("/") else key.hex()
+    return text if text.isprintable() and ".." not in text and plain_name(text) == text else key.hex()
 
 
 def _key_of_name(name: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from data_pipeline.storage.address import first_line, redacted, scheme_of
+from data_pipeline.storage.cache import is_of_this_disk
 from data_pipeline.storage.errors import DamagedDataError
 from data_pipeline.storage.manifest import MANIFEST_NAME
 
@@ -53,6 +54,8 @@ class Fetcher:
         ValueError if the URL's scheme is not http, https or s3, or it names no host. A query, such as a token, is sent
         with every file of an http(s):// URL.
         """
+        scheme, mark, rest = url.partition("://")
+        url = scheme.lower() + mark + rest
         self._is_http = url.startswith("http")
         url, mark, query = url.partition("?") if self._is_http else (url, "", "")
         self.url = url.removesuffix(f"/{MANIFEST_NAME}").rstrip("/")
@@ -81,6 +84,8 @@ class Fetcher:
                 # Not "from error": a traceback would show the URL with its password.
                 raise type(error)(f"{self.shown_url}/{name} cannot be read: {first_line(error)}") from None
             except self._transient as error:
+                if isinstance(error, OSError) and is_of_this_disk(error):
+                    raise
                 if 400 <= getattr(error, "status", 0) < 500 and getattr(error, "status", 0) not in _PASSING_STATUSES:
                     raise PermissionError(f"{self.shown_url}/{name} cannot be read: {first_line(error)}") from None
                 failure = error

@@ -108,3 +108,15 @@ def test_the_door_audits(data: Path, dataset: Dataset, tmp_path: Path, capsys: p
     (tmp_path / "attempt-0001-rank-1.jsonl").unlink()
     assert main(["audit", str(tmp_path), str(data)]) == 2
     assert capsys.readouterr().err.startswith("error: step 0 is not as ordered: missing [")
+
+
+def test_copies_beside_the_ledger_do_not_count_and_a_damaged_line_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    train(tmp_path, dataset, 0, 3, world_size=1)
+    path = tmp_path / "attempt-0001-rank-0.jsonl"
+    (tmp_path / "attempt-0001-rank-0 (copy).jsonl").write_text(path.read_text())
+    assert next_attempt(tmp_path) == 2
+    assert audit(tmp_path, dataset).num_steps == 4
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + bytes(30) + b"\n" + b"".join(lines[2:]))  # as a power cut may leave it
+    with pytest.raises(ValueError, match=r"rank-0\.jsonl is damaged in line 2, which is not JSON"):
+        audit(tmp_path, dataset)

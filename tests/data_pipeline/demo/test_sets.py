@@ -188,3 +188,21 @@ def test_the_door_works_from_a_shell_and_help_explains_every_option(tmp_path: Pa
     shown = door("pack", "--help").stdout
     for option in ("--image-size", "--jpeg-quality", "--keep-bytes", "--exact", "--ray", "--skip-refused"):
         assert option in shown
+
+
+def test_a_packed_set_is_found_where_nothing_can_be_written(cache: Path) -> None:
+    folder = resolve_path("demo:digits?num_images=20")
+
+    def refuse(event: str, arguments: tuple[object, ...]) -> None:
+        """As a read-only disk does, also to root."""
+        if refusing and event == "open" and str(arguments[0]).startswith(str(cache)):
+            assert isinstance(arguments[2], int)
+            if arguments[2] & (os.O_WRONLY | os.O_RDWR):
+                raise OSError(30, "Read-only file system", str(arguments[0]))
+
+    refusing = True
+    sys.addaudithook(refuse)  # cannot be taken away again
+    try:
+        assert resolve_path("demo:digits?num_images=20") == folder
+    finally:
+        refusing = False

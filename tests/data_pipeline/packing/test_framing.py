@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from data_pipeline.packing.framing import MAX_PIXELS, Framing, frame_array, frame_bytes
+from data_pipeline.packing.decoding import MAX_PIXELS
+from data_pipeline.packing.framing import Framing, frame_array, frame_bytes
 from tests.support.data import encoded, photo
 
 RGB16 = Framing(image_size=16, image_channels=3)

@@ -336,3 +336,14 @@ def test_a_ray_cluster_packs_the_same_bytes(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "ray") == tree(tmp_path / "here")
+
+
+def test_a_jpeg_with_odd_bytes_that_would_be_kept_is_encoded_instead(tmp_path: Path) -> None:
+    data = encoded(photo(32), "JPEG")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "padded.jpg").write_bytes(data[:-2] + bytes(9) + data[-2:])
+    (tmp_path / "in" / "plain.jpg").write_bytes(data)
+    pack(FolderSource(tmp_path / "in"), tmp_path / "out", PackOptions(image_size=32, keep_bytes=True))
+    with open_dataset(tmp_path / "out") as dataset:
+        np.testing.assert_array_equal(dataset.read(0), dataset.read(1))
+        assert [dataset.read_bytes(index)[1] for index in (0, 1)] == ["png", "jpg"]

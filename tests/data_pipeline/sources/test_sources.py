@@ -6,6 +6,7 @@ import importlib
 import json
 import struct
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -262,12 +263,41 @@ def test_same_stem_in_one_folder_is_refused_by_both_names(tmp_path: Path) -> Non
 
 
 def test_unknown_sources_are_named_with_what_is_allowed(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"missing does not exist; give a folder"):
+    with pytest.raises(FileNotFoundError, match=r"missing does not exist; give one of: .*a folder of images"):
         open_source(tmp_path / "missing")
     (tmp_path / "thing.xyz").write_bytes(b"what")
-    with pytest.raises(ValueError, match=r"thing\.xyz is; give a folder"):
+    with pytest.raises(ValueError, match=r"thing\.xyz is; give one of: .*a folder of images"):
         open_source(tmp_path / "thing.xyz")
     (tmp_path / "photos.tar.gz").write_bytes(gzip.compress(b"x"))
     with pytest.raises(ValueError, match=r"cannot be read|not CIFAR"):
         open_source(tmp_path / "photos.tar.gz")
     assert "out" not in tree(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["a//b", "a/./b", "a/"])
+def test_a_key_of_an_lmdb_that_a_tar_cannot_hold_as_it_is_gets_its_hex(tmp_path: Path, key: str) -> None:
+    lmdb = importlib.import_module("lmdb")
+    with lmdb.open(str(tmp_path / "in"), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        transaction.put(key.encode(), encoded(photo(16, 0)))
+        transaction.put(b"a/b", encoded(photo(16, 1)))
+    time.sleep(0.02)
+    for _ in range(2):  # packing again finds its keys again
+        dataset = packed(tmp_path / "in", tmp_path / "out")
+    assert {dataset.key(index) for index in range(2)} == {"a/b", key.encode().hex()}
+
+
+def test_the_hidden_files_of_a_mac_are_not_archives(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in" / "part.tar", photos(3))
+    (tmp_path / "in" / "._part.tar").write_bytes(b"\0\5\x16\7")
+    assert_photos(packed(tmp_path / "in", tmp_path / "out"), 3)
+
+
+def test_a_folder_of_two_kinds_is_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "part.tar", photos(3))
+    (tmp_path / "photo.png").write_bytes(encoded(photo(16)))
+    with pytest.raises(ValueError, match=r"1 image files beside \.tar files; give one kind at a time"):
+        open_source(tmp_path)
+    (tmp_path / "photo.png").rename(tmp_path / "table.parquet")
+    with pytest.raises(ValueError, match=r"\.tar and \.parquet files; give one kind at a time"):
+        open_source(tmp_path)
