@@ -29,7 +29,7 @@ class DemoOptions:
     name: str
     """digits or faces"""
     image_size: int | None = None
-    """Pixels a side; digits are 8 by nature, faces default to 64"""
+    """Pixels per side; digits are 8 by nature, faces default to 64"""
     num_images: int | None = None
     """How many; digits: the first of 1797, faces: 2000"""
     seed: int = 0
@@ -47,7 +47,7 @@ class DemoOptions:
 
     @property
     def folder_name(self) -> str:
-        """Tells every demo set from every other."""
+        """A name of its own for every demo set."""
         source = self.source()
         size = self.image_size or source.image_size
         number = self.num_images or (_NUM_DIGITS if self.name == "digits" else 2000)

@@ -20,7 +20,7 @@ from data_pipeline.storage.manifest import MANIFEST_NAME, Manifest
 TaskRunner = Callable[[Sequence[Task]], Iterator[ShardNotes]]
 """Runs tasks in any order and place; yields the notes as they are done"""
 Progress = Callable[[int, int, int], None]
-"""Told after each shard: images done, images in all, images refused"""
+"""Called after each shard with: images done, images in all, images refused"""
 
 
 def pack(
@@ -162,5 +162,5 @@ def _only_packer(dest: Path) -> Iterator[None]:
 
 def _first_refusal(source: Source) -> str:
     if not source.refused:
-        return f" ({source.num_ignored} files are no images)"
+        return f" ({source.num_ignored} files are not images)"
     return f"; {len(source.refused)} were refused, the first is {source.refused[0].name}: {source.refused[0].reason}"

@@ -26,7 +26,7 @@ def verify(
 
     A remote set passes through a temporary folder, a shard at a time; no cache is asked, as the server is what counts.
     Raises DamagedDataError naming the shard, and the sample where there is one; FileNotFoundError; ValueError.
-    progress is told, after each shard, how many samples of how many are done.
+    progress is called after each shard with the number of samples done and the number of all.
     """
     settings = fetch or FetchSettings()
     if is_remote(str(path)):

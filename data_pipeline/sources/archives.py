@@ -73,7 +73,7 @@ class TarSource(FilesSource):
         try:
             json.loads(text or b"null")
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"its metadata {metadata.name} is no JSON: {error}") from error
+            raise ValueError(f"its metadata {metadata.name} is not JSON: {error}") from error
         return Sample(self._bytes(number, image), text)
 
     def _bytes(self, number: int, member: TarMember) -> bytes:
@@ -84,7 +84,7 @@ class TarSource(FilesSource):
 
 
 class ZipSource(FilesSource):
-    """The images of a zip file. Raises ValueError if the file is no zip or holds names that cannot be trusted."""
+    """The images of a zip file. Raises ValueError if the file is not a zip or holds names that cannot be trusted."""
 
     kind = "zip"
 

@@ -157,7 +157,7 @@ def _cifar_arrays(parts: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray, np.nd
     for name, data in parts:
         num_labels = next((n for n in (1, 2) if data and len(data) % (_CIFAR_PIXELS + n) == 0), None)
         if num_labels is None:
-            raise ValueError(f"{name} has {len(data)} bytes, which is no whole number of CIFAR images: it is damaged")
+            raise ValueError(f"{name} has {len(data)} bytes, not a whole number of CIFAR images: it is damaged")
         records = np.frombuffer(data, dtype=np.uint8).reshape(-1, _CIFAR_PIXELS + num_labels)
         labels.append(records[:, num_labels - 1])
         planes = records[:, num_labels:].reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE)

@@ -61,7 +61,7 @@ class Source(Protocol):
     image_channels: int
     """The natural number of channels"""
     num_ignored: int
-    """Files passed over because they are no images"""
+    """Files passed over because they are not images"""
     refused: list[Refusal]
     """Entries refused while listing"""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import logging
 import threading
 import time
@@ -32,7 +33,7 @@ class FetchSettings:
     max_backoff_seconds: float = 20.0
     """Longest pause"""
     stall_seconds: float = 20.0
-    """A connection without a byte for so long is given up"""
+    """A connection without a byte for this long is given up"""
     min_bytes_per_second: int = 10_000
     """A slower transfer than this, after stall_seconds, is given up"""
     num_threads: int = 4
@@ -49,7 +50,7 @@ class Fetcher:
     """Reads whole files below a URL, again and again if need be."""
 
     def __init__(self, url: str, settings: FetchSettings, on_try: Callable[[str], None] = lambda moment: None) -> None:
-        """on_try: told "before" and "after" the transfer of every try; an OSError of its own fails that try.
+        """on_try: called with "before" and "after" around every try's transfer; an OSError of its own fails that try.
 
         ValueError if the URL's scheme is not http, https or s3, or it names no host. A query, such as a token, is sent
         with every file of an http(s):// URL.
@@ -112,10 +113,17 @@ class Fetcher:
 
         self.fetch(name, file, num_bytes, check)
 
-    def fetch_bytes(self, name: str) -> bytes:
-        """A small file's content, such as the manifest."""
+    def fetch_json(self, name: str) -> bytes:
+        """The text of a small JSON file, such as the manifest. Errors as fetch raises them."""
         buffer = io.BytesIO()
-        self.fetch(name, buffer, _MAX_SMALL_FILE_BYTES, lambda: None)
+
+        def check() -> None:
+            try:
+                json.loads(buffer.getvalue())
+            except ValueError as error:  # cut off on its way, or a proxy's page about an error
+                raise DamagedDataError(f"it is not JSON: {error}") from error
+
+        self.fetch(name, buffer, _MAX_SMALL_FILE_BYTES, check)
         return buffer.getvalue()
 
     def close(self) -> None:

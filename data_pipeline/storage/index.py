@@ -57,7 +57,7 @@ def parse_index(text: bytes, record: ShardRecord) -> ShardIndex:
 
 
 def index_of(path: Path, name: str) -> ShardIndex:
-    """The index of a tar, from the tar itself; tar entries that are no images are passed over. ValueError."""
+    """The index of a tar, from the tar itself; tar entries that are not images are passed over. ValueError."""
     rows: list[tuple[str, str, int, int, int]] = []
     with open(path, "rb") as file:
         for member in tar_members(path):

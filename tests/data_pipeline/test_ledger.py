@@ -35,7 +35,7 @@ def train(folder: Path, dataset: Dataset, first: int, last: int, world_size: int
                     break
 
 
-def test_a_ledger_tells_what_each_worker_was_given(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_ledger_says_what_each_worker_was_given(dataset: Dataset, tmp_path: Path) -> None:
     train(tmp_path, dataset, 0, 4, world_size=3)
     order = order_of(dataset)
     for step, entries in read_ledger(tmp_path).items():
@@ -101,7 +101,9 @@ def test_an_audit_knows_the_data_and_the_length(dataset: Dataset, tmp_path: Path
         audit(tmp_path / "ledger", other)
 
 
-def test_the_door_audits(data: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_audits(
+    data: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(tmp_path, dataset, 0, 3, world_size=2)
     assert main(["audit", str(tmp_path), str(data)]) == 0
     assert "ok: 4 steps, 48 samples, each as ordered and once; attempts: from step 0 on 2" in capsys.readouterr().out

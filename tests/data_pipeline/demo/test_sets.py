@@ -174,18 +174,18 @@ def test_mistakes_end_with_one_line_and_code_2(
     assert "Traceback" not in err
 
 
-def test_the_door_works_from_a_shell_and_help_explains_every_option(tmp_path: Path) -> None:
-    def door(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def test_the_command_line_works_from_a_shell_and_help_explains_every_option(tmp_path: Path) -> None:
+    def run_module(*arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "data_pipeline", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"})
 
-    demo = door("demo", "digits", str(tmp_path / "digits"), "--num-images", "30")
+    demo = run_module("demo", "digits", str(tmp_path / "digits"), "--num-images", "30")
     assert demo.returncode == 0, demo.stderr
     assert "30 grey images of 8x8" in demo.stdout
-    failed = door("pack", str(tmp_path / "none"), str(tmp_path / "out"))
+    failed = run_module("pack", str(tmp_path / "none"), str(tmp_path / "out"))
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("error: source")
-    shown = door("pack", "--help").stdout
+    shown = run_module("pack", "--help").stdout
     for option in ("--image-size", "--jpeg-quality", "--keep-bytes", "--exact", "--ray", "--skip-refused"):
         assert option in shown
 

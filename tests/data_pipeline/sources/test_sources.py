@@ -89,9 +89,9 @@ def test_metadata_goes_with_the_one_image_it_belongs_to(
 
 
 @pytest.mark.parametrize("text", [b"not json", b"[" * 100_000])
-def test_metadata_that_is_no_json_is_refused_by_name(tmp_path: Path, text: bytes) -> None:
+def test_metadata_that_is_not_json_is_refused_by_name(tmp_path: Path, text: bytes) -> None:
     write_tar(tmp_path / "in.tar", {"a.png": encoded(photo(16)), "a.json": text})
-    with pytest.raises(ValueError, match=r"a\.png: its metadata a\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"a\.png: its metadata a\.json is not JSON"):
         packed(tmp_path / "in.tar", tmp_path / "out")
 
 
@@ -136,7 +136,7 @@ def test_parquet_of_the_hugging_face_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", [b"x", datetime.date(2020, 1, 1), float("nan")])
-def test_a_label_that_is_no_json_is_refused_by_name(tmp_path: Path, label: object) -> None:
+def test_a_label_that_is_not_json_is_refused_by_name(tmp_path: Path, label: object) -> None:
     pyarrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     table = pyarrow.table({"image": [{"bytes": encoded(photo(16)), "path": "a"}], "label": [label]})
     parquet.write_table(table, tmp_path / "in.parquet")

@@ -19,7 +19,7 @@ from data_pipeline.storage.address import redacted
 from data_pipeline.storage.cache import FileCache
 from data_pipeline.storage.dataset import Dataset
 from data_pipeline.storage.errors import DamagedDataError
-from data_pipeline.storage.fetch import Fetcher, FetchSettings
+from data_pipeline.storage.fetch import FetchSettings
 from data_pipeline.storage.shards import open_dataset, read_manifest
 from tests.support.data import pack_arrays
 from tests.support.data_servers import asking_for_tokens, fetched, misbehaving, nginx
@@ -250,18 +250,3 @@ def test_verify_and_order_work_on_urls_and_keep_nothing(
     finally:
         shard.write_bytes(whole)
     assert {path.name for path in tmp_path.iterdir()} == {"cache"}
-
-
-def test_a_full_disk_is_not_taken_for_a_fault_of_the_server(
-    faulty: tuple[str, list[str], np.ndarray], caplog: pytest.LogCaptureFixture
-) -> None:
-    with open("/dev/full", "r+b", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        Fetcher(faulty[0], QUICK).fetch("manifest.json", file, 1 << 20, lambda: None)
-    assert not caplog.records
-
-
-def test_a_scheme_may_be_written_in_capitals(faulty: tuple[str, list[str], np.ndarray], tmp_path: Path) -> None:
-    url, _, images = faulty
-    with remote(url.replace("http", "HTTP"), tmp_path / "cache") as dataset:
-        assert_reads_all(dataset, images)
-    assert Fetcher(url.replace("http", "HTTP") + "?token=1", QUICK).url == url
