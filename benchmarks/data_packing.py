@@ -20,7 +20,8 @@ from PIL import Image
 
 from common.command_line import run_script
 from data_pipeline.packing.framing import Framing, frame_bytes
-from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import pack
 from data_pipeline.sources.source import FolderSource
 
 SOURCE_SIZE, SIZE = 1024, 256

@@ -32,7 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 from common.command_line import run_script
 from data_pipeline.loader import BatchStream
 from data_pipeline.order import SampleOrder
-from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import pack
 from data_pipeline.sources.source import FolderSource
 from data_pipeline.storage.shards import open_dataset
 

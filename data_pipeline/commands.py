@@ -110,8 +110,8 @@ def verify(dest: str) -> None:
     Args:
         dest: folder of the data set, its http(s):// or s3:// address, or demo:NAME
     """
-    from data_pipeline.demo.sets import resolve_path
     from data_pipeline.packing.verify import verify as verify_dataset
+    from data_pipeline.paths import resolve_path
 
     with _progress("verifying") as advance:
         manifest = verify_dataset(resolve_path(dest), lambda done, total: advance(done, total, 0))
@@ -138,8 +138,8 @@ def order(
         num_steps: how many steps to print
         slice_images: images that stay on one worker; a run that clips slices: its clip_slice_images
     """
-    from data_pipeline.demo.sets import resolve_path
     from data_pipeline.order import SampleOrder
+    from data_pipeline.paths import resolve_path
     from data_pipeline.storage.shards import open_dataset, read_manifest
 
     if num_steps < 0:
@@ -164,8 +164,8 @@ def audit(ledger: str, dest: str, num_steps: int | None = None) -> None:
         dest: folder of the data set, or demo:NAME
         num_steps: how many steps to check; all that are recorded by default
     """
-    from data_pipeline.demo.sets import resolve_path
     from data_pipeline.ledger import audit as audit_ledger
+    from data_pipeline.paths import resolve_path
     from data_pipeline.storage.shards import open_dataset
 
     with open_dataset(resolve_path(dest)) as dataset:
@@ -176,7 +176,7 @@ def audit(ledger: str, dest: str, num_steps: int | None = None) -> None:
 
 def _local(path: str, what: str) -> str:
     """The absolute path of a local file or folder; ValueError for an address."""
-    from data_pipeline.storage.remote import is_remote, redacted
+    from data_pipeline.storage.address import is_remote, redacted
 
     if is_remote(path):
         raise ValueError(

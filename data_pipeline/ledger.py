@@ -18,6 +18,8 @@ from data_pipeline.loader import Batch
 from data_pipeline.order import SampleOrder
 from data_pipeline.storage.dataset import Dataset
 
+_OWN_NAME = re.compile(r"attempt-(\d+)-rank-(\d+)\.jsonl")
+
 
 class Entry(NamedTuple):
     """One sample that one worker was given."""
@@ -133,17 +135,24 @@ def _read(folder: Path) -> tuple[dict[int, list[Entry]], list[dict[str, Any]], d
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("attempt-*-rank-*.jsonl"))
+    """The ledger's own files: a user may keep copies beside them."""
+    return sorted(path for path in folder.glob("attempt-*-rank-*.jsonl") if _OWN_NAME.fullmatch(path.name))
 
 
 def _place(path: Path) -> tuple[int, int]:
     """(attempt, rank)"""
-    found = re.fullmatch(r"attempt-(\d+)-rank-(\d+)\.jsonl", path.name)
-    if not found:
-        raise ValueError(f"{path} is not a file of a ledger: remove it")
+    found = _OWN_NAME.fullmatch(path.name)
+    assert found
     return int(found[1]), int(found[2])
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Whole lines; a last one torn by a crash is left out."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
+        if line[-1] == "\n":
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged in line {number}, which is not JSON: {error}") from error
+    return found

@@ -20,7 +20,7 @@ from data_pipeline.order import SampleOrder
 from data_pipeline.storage.dataset import Dataset
 
 _PLANNED_SAMPLES = 2048
-"""Samples whose order is computed in one go: numpy's cost is a call's, not an element's"""
+"""Samples whose order is computed in one go: numpy costs time per call, not per element"""
 _MIN_STEPS_AHEAD = 8
 """Steps whose shards are known, and fetched, before they are decoded"""
 _NUM_SLICES_PER_THREAD = 2
@@ -99,17 +99,20 @@ class BatchStream:
     def __next__(self) -> Batch:
         if self._closed:
             raise ValueError("this stream is closed; open another at the step to go on from")
+        try:
+            return self._next()
+        except BaseException:
+            # A stream that went on after a lost batch would train on fewer samples, or on those of another step.
+            self.close()
+            raise
+
+    def _next(self) -> Batch:
         started = time.perf_counter()
         while len(self._pending) < self._num_prefetch_batches:
             self._submit()
         pending = self._pending.popleft()
-        try:
-            for part in pending.slices:
-                part.result()
-        except BaseException:
-            # A stream that went on after a lost batch would train on fewer samples.
-            self.close()
-            raise
+        for part in pending.slices:
+            part.result()
         self.wait_seconds += time.perf_counter() - started
         self._submit()
         return Batch(pending.step, torch.from_numpy(pending.counters), pending.images.permute(0, 3, 1, 2))
@@ -164,7 +167,7 @@ class BatchStream:
         return torch.from_numpy(self._recycled(shape))
 
     def _recycled(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array over the memory of a batch that nobody holds any more: fresh memory costs a page fault each 4 kB."""
+        """An array over the memory of a batch that nobody holds any more: fresh memory costs a page fault per 4 kB."""
         memory = self._free_buffers.popleft() if self._free_buffers else np.empty(shape, dtype=np.uint8)
         array = memory[...]
         # The array lives as long as any tensor or view of the batch does; then its memory is free again.

@@ -4,9 +4,10 @@ The order depends on (digest, seed, G, ORDER_VERSION) alone; rank and world size
 
 Lanes. L is the largest divisor of the global batch G that is at most the number of samples N. Draw c belongs to
 epoch c // N and to lane c mod L, so every step takes exactly G / L draws from each lane. An epoch lines the samples up
-(shards permuted, samples permuted inside their shard) and cuts the line into L runs, one a lane, as long as the number
-of draws that lane has in the epoch; the lane visits its run in a shuffled order. Hence every epoch is exact, although
-epochs end in the middle of steps; and a worker, who takes neighbouring lanes, needs about 1/W of the shards an epoch.
+(shards permuted, samples permuted inside their shard) and cuts the line into L runs, one per lane, as long as the
+number of draws that lane has in the epoch; the lane visits its run in a shuffled order. Hence every epoch is exact,
+although epochs end in the middle of steps; and a worker, who takes neighbouring lanes, needs about 1/W of the shards
+in an epoch.
 """
 
 import hashlib
@@ -39,8 +40,8 @@ class SampleOrder:
     ) -> None:
         """shard_sizes: samples in each shard, in the manifest's order; sample indices count through them in this order.
 
-        seed: any integer, 0 included. global_batch_size: G, images a step over all workers. digest: the manifest's.
-        slice_images: a batch is handed out in slices of so many images, for those who treat slices as units; it does
+        seed: any integer, 0 included. global_batch_size: G, images per step over all workers. digest: the manifest's.
+        slice_images: a batch is handed out in slices of this many images, for those who treat slices as units; it does
         not change the order. Raises ValueError for an empty set, an empty shard, a batch size below one, or a batch
         that slices do not divide.
         """
@@ -108,7 +109,7 @@ class SampleOrder:
         if not 1 <= world_size <= num_slices:
             raise ValueError(
                 f"world_size must lie in [1, {num_slices}], got {world_size}: each worker needs {self.slice_images} "
-                "image(s) a step; use fewer workers or a larger global_batch_size"
+                "image(s) per step; use fewer workers or a larger global_batch_size"
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in [0, {world_size - 1}], got {rank}")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_json
-from data_pipeline.demo.sets import resolve_path
+from data_pipeline.paths import resolve_path
 from data_pipeline.storage.shards import Dataset, open_dataset, reading_options
 from eval.errors import BlockedError
 

@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from cluster.fault import Faults
 from cluster.launch import Worker
-from data_pipeline.demo.sets import resolve_path
 from data_pipeline.ledger import next_attempt, recorded
 from data_pipeline.loader import Batch, BatchStream
 from data_pipeline.order import SampleOrder
+from data_pipeline.paths import resolve_path
 from data_pipeline.storage.dataset import Dataset
 from data_pipeline.storage.shards import open_dataset, reading_options
 from trainer.config.config import Config

@@ -8,8 +8,8 @@ from cluster.launch import in_ray_job
 from cluster.storage import complete_directories
 from common.code import ROOT
 from common.redaction import redacted
-from data_pipeline.storage.remote import is_remote
-from data_pipeline.storage.remote import redacted as redacted_path
+from data_pipeline.storage.address import is_remote
+from data_pipeline.storage.address import redacted as redacted_path
 from trainer.config.config import Launcher
 from trainer.config.plan import Plan, num_parameters
 from trainer.run import newest_step

@@ -1,7 +1,8 @@
-"""Hair: what falls behind the head, and what lies over the skull and the forehead."""
+"""Hair: what falls behind the head, what lies over the skull and the forehead, and beards."""
 
 import numpy as np
 
+from data_pipeline.demo.face_features import DARK
 from data_pipeline.demo.face_traits import Traits
 from data_pipeline.demo.painter import Painter, Point, ellipse, mixed, smooth
 
@@ -51,17 +52,6 @@ def draw_front_hair(painter: Painter, traits: Traits, random: np.random.Generato
     width, line, part = traits.head_width + 0.03, traits.hairline, traits.parting
     top = -0.74 if traits.style in ("short", "bun") else -0.78
     temple = {"short": -0.08, "side": -0.04, "bun": -0.1, "fringe": 0.0, "curly": 0.0}.get(traits.style, 0.12)
-    if traits.style == "fringe":
-        brow = -0.2
-        front: list[Point] = [
-            (width * 0.8, brow + 0.02),
-            (width * 0.3, brow - 0.02),
-            (-width * 0.3, brow),
-            (-width * 0.8, brow),
-        ]
-    else:
-        front = [(width * 0.82, line + 0.16), (part + 0.16, line), (part, line - 0.03), (part - 0.16, line + 0.02)]
-        front.append((-width * 0.82, line + 0.16))
     outline = smooth(
         [
             (-width, temple),
@@ -72,7 +62,7 @@ def draw_front_hair(painter: Painter, traits: Traits, random: np.random.Generato
             (width + 0.015, -0.3),
             (width, temple),
             (width * 0.9, temple - 0.05),
-            *front,
+            *_edge_on_forehead(traits, width),
             (-width * 0.9, temple - 0.05),
         ]
     )
@@ -86,6 +76,26 @@ def draw_front_hair(painter: Painter, traits: Traits, random: np.random.Generato
     _draw_strands(painter, traits, outline, random)
     if traits.style in ("long", "bob"):
         _draw_side_locks(painter, traits, width)
+
+
+def _edge_on_forehead(traits: Traits, width: float) -> list[Point]:
+    """Where the hair ends above the face, from right to left."""
+    if traits.style == "fringe":
+        brow = -0.2
+        return [
+            (width * 0.8, brow + 0.02),
+            (width * 0.3, brow - 0.02),
+            (-width * 0.3, brow),
+            (-width * 0.8, brow),
+        ]
+    line, part = traits.hairline, traits.parting
+    return [
+        (width * 0.82, line + 0.16),
+        (part + 0.16, line),
+        (part, line - 0.03),
+        (part - 0.16, line + 0.02),
+        (-width * 0.82, line + 0.16),
+    ]
 
 
 def _draw_strands(painter: Painter, traits: Traits, outline: list[Point], random: np.random.Generator) -> None:
@@ -115,3 +125,31 @@ def _draw_side_locks(painter: Painter, traits: Traits, width: float) -> None:
         painter.shape(lock, traits.hair)
         gleam = ellipse((side * (width + 0.04), 0.1), 0.03, 0.3)
         painter.soft(gleam, mixed(traits.hair, (255, 240, 220), 0.35), 0.4, 0.03, inside=lock)
+
+
+def draw_beard(painter: Painter, traits: Traits, head: list[Point]) -> None:
+    if traits.beard == "none":
+        return
+    x = traits.yaw * 1.3
+    color = mixed(traits.hair, DARK, 0.2)
+    if traits.beard in ("full", "stubble"):
+        opacity = 0.9 if traits.beard == "full" else 0.3
+        side = traits.head_width
+        jaw = smooth(
+            [
+                (-side, 0.12),
+                (-side * 0.78, 0.27),
+                (x - 0.2, 0.31),
+                (x, 0.30),
+                (x + 0.2, 0.31),
+                (side * 0.78, 0.27),
+                (side, 0.12),
+                (side, 0.8),
+                (0, 1.0),
+                (-side, 0.8),
+            ]
+        )
+        painter.soft(jaw, color, opacity, 0.025, inside=head)
+    if traits.beard == "moustache":
+        whiskers = smooth([(x - 0.17, 0.36), (x - 0.06, 0.3), (x, 0.31), (x + 0.06, 0.3), (x + 0.17, 0.36), (x, 0.345)])
+        painter.soft(whiskers, color, 0.95, 0.01)

@@ -1,6 +1,7 @@
 """Who is drawn: the random traits of one face, and the palettes they come from."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -82,14 +83,7 @@ def random_traits(random: np.random.Generator) -> Traits:
     masculine_styles = ("short", "short", "side", "curly", "fringe", "bald")
     feminine_styles = ("long", "long", "bob", "curly", "bun", "fringe", "side")
 
-    def jitter(mean: float, spread: float) -> float:
-        return float(np.clip(random.normal(mean, spread), mean - 2 * spread, mean + 2 * spread))
-
-    def tinted(color: Color) -> Color:
-        lighter = random.normal(0, 7)
-        red, green, blue = (int(np.clip(value + lighter + random.normal(0, 2.5), 0, 255)) for value in color)
-        return (red, green, blue)
-
+    jitter, tinted = partial(_jitter, random), partial(_tinted, random)
     return Traits(
         skin=tinted(mixed(_SKINS[skin], _SKINS[min(skin + 1, len(_SKINS) - 1)], float(random.random()))),
         hair=tinted(_HAIRS[hair]),
@@ -118,3 +112,13 @@ def random_traits(random: np.random.Generator) -> Traits:
         light=jitter(0.0, 0.5),
         warmth=jitter(0.02, 0.03),
     )
+
+
+def _jitter(random: np.random.Generator, mean: float, spread: float) -> float:
+    return float(np.clip(random.normal(mean, spread), mean - 2 * spread, mean + 2 * spread))
+
+
+def _tinted(random: np.random.Generator, color: Color) -> Color:
+    lighter = random.normal(0, 7)
+    red, green, blue = (int(np.clip(value + lighter + random.normal(0, 2.5), 0, 255)) for value in color)
+    return (red, green, blue)

@@ -1,9 +1,5 @@
-"""Data sets that need no download: scikit-learn's handwritten digits and drawn faces; and paths that name them.
+"""Data sets that need no download: scikit-learn's handwritten digits and drawn faces, and the paths that name them."""
 
-A path "demo:faces?image_size=32&num_images=2000&seed=0" is packed once into a folder of the user's cache.
-"""
-
-import fcntl
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +9,9 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from data_pipeline.demo.faces import draw_face
-from data_pipeline.packing.pack import PackOptions, Progress, TaskRunner, pack
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import Progress, TaskRunner, pack
 from data_pipeline.sources.source import ArraySource, Entry, Refusal, Sample, Source
-from data_pipeline.storage.cache import cache_folder
 from data_pipeline.storage.manifest import Manifest
 
 DEMO_SETS = ("digits", "faces")
@@ -33,7 +29,7 @@ class DemoOptions:
     name: str
     """digits or faces"""
     image_size: int | None = None
-    """Pixels a side; digits are 8 by nature, faces default to 64"""
+    """Pixels per side; digits are 8 by nature, faces default to 64"""
     num_images: int | None = None
     """How many; digits: the first of 1797, faces: 2000"""
     seed: int = 0
@@ -51,7 +47,7 @@ class DemoOptions:
 
     @property
     def folder_name(self) -> str:
-        """Tells every demo set from every other."""
+        """A name of its own for every demo set."""
         source = self.source()
         size = self.image_size or source.image_size
         number = self.num_images or (_NUM_DIGITS if self.name == "digits" else 2000)
@@ -122,21 +118,3 @@ def parse_demo_path(path: str) -> DemoOptions | None:
             raise ValueError(f"{path!r}: {option} must be a whole number, got {text!r}")
         values[option] = int(text)
     return DemoOptions(name, values.get("image_size"), values.get("num_images"), values.get("seed", 0))
-
-
-def resolve_path(path: str | Path, run: TaskRunner | None = None) -> str:
-    """Where a data set lies: the folder of a demo set, packed on first use, for "demo:..."; any other path unchanged.
-
-    Safe to call from many processes at once. ValueError for an unknown demo set or option.
-    """
-    options = parse_demo_path(str(path))
-    if options is None:
-        return str(path)
-    folder = cache_folder() / "demo"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "wb") as lock:
-        # One process packs, the others wait for it; the kernel frees the lock of a process that dies.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        dest = folder / options.folder_name
-        pack_demo(options, dest, run)
-    return str(dest)

@@ -1,21 +1,18 @@
 """Packing on the processes of this machine; they end with the one that started them, however it ends."""
 
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, resource_tracker
 
-from common.process import signals_held_back
-from data_pipeline.packing.pack import Task, TaskRunner, run_serially, run_task
-from data_pipeline.packing.writer import ShardNotes
+from common.process import end_with_parent, signals_held_back
+from data_pipeline.packing.pack import TaskRunner, run_serially, run_task
+from data_pipeline.packing.writer import ShardNotes, Task
 from data_pipeline.sources.source import ArraySource
 
 _MIN_ENTRIES_FOR_PROCESSES = 256
-_PR_SET_PDEATHSIG = 1
 
 
 def run_in_processes(num_processes: int) -> TaskRunner:
@@ -39,7 +36,8 @@ def _run_in_pool(tasks: Sequence[Task], num_processes: int) -> Iterator[ShardNot
     # Not forked: the caller may have threads.
     context = get_context("spawn")
     resource_tracker.ensure_running()  # it would unblock the signals that are held back below
-    with ProcessPoolExecutor(num_processes, context, _end_with_parent, (os.getpid(),)) as pool:
+    # An orphan would write into the next pack's work.
+    with ProcessPoolExecutor(num_processes, context, end_with_parent, (signal.SIGKILL, os.getpid())) as pool:
         try:
             # Started here. The terminal's Ctrl-C reaches them too, and each would answer with a traceback.
             with signals_held_back():
@@ -56,11 +54,3 @@ def _run_in_pool(tasks: Sequence[Task], num_processes: int) -> Iterator[ShardNot
                     "here, if need be with a smaller --num-processes"
                 ) from error
             raise
-
-
-def _end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies: an orphan would write into the next pack's work."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from common.code import ours_first
-from data_pipeline.packing.pack import Task, run_task
-from data_pipeline.packing.writer import ShardNotes
+from data_pipeline.packing.pack import run_task
+from data_pipeline.packing.writer import ShardNotes, Task
 
 _MAX_TASKS_IN_FLIGHT = 256
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.files import write_bytes_atomic
+from common.files import write_atomic, write_text_atomic
 from data_pipeline.packing.framing import Framing, frame_array
 from data_pipeline.packing.writer import WORK_FOLDER, ShardNotes
 from data_pipeline.sources.source import Refusal
-from data_pipeline.storage.dataset import Dataset, LocalFiles
+from data_pipeline.storage.dataset import Dataset
+from data_pipeline.storage.local import LocalFiles
 from data_pipeline.storage.manifest import Manifest
 
 REPORT_NAME, PREVIEW_NAME, MEAN_NAME = "report.json", "preview.png", "mean.png"
@@ -47,7 +48,7 @@ def write_report(
         "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in refused],
         "digest": manifest.digest,
     }
-    write_bytes_atomic(dest / REPORT_NAME, (json.dumps(content, indent=1) + "\n").encode())
+    write_text_atomic(dest / REPORT_NAME, json.dumps(content, indent=1) + "\n")
     _save(np.rint(mean).astype(np.uint8), dest / MEAN_NAME)
     _save(preview(Dataset(manifest, LocalFiles(dest, manifest.shards))), dest / PREVIEW_NAME)
 
@@ -68,4 +69,5 @@ def preview(dataset: Dataset) -> np.ndarray:
 
 
 def _save(image: np.ndarray, path: Path) -> None:
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(path, "PNG", compress_level=1)
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    write_atomic(path, lambda temporary: picture.save(temporary, "PNG", compress_level=1))

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from common.files import sha256_of_file
-from data_pipeline.packing.writer import index_of
-from data_pipeline.storage.dataset import DamagedDataError, Dataset, LocalFiles, parse_index
+from data_pipeline.storage.address import is_remote
+from data_pipeline.storage.dataset import Dataset
+from data_pipeline.storage.errors import DamagedDataError
+from data_pipeline.storage.fetch import Fetcher, FetchSettings
+from data_pipeline.storage.index import index_of, parse_index
+from data_pipeline.storage.local import LocalFiles
 from data_pipeline.storage.manifest import Manifest, ShardRecord, data_folder, load_manifest
-from data_pipeline.storage.remote import Fetcher, FetchSettings, is_remote
 from data_pipeline.storage.shards import read_manifest
 
 
@@ -23,7 +26,7 @@ def verify(
 
     A remote set passes through a temporary folder, a shard at a time; no cache is asked, as the server is what counts.
     Raises DamagedDataError naming the shard, and the sample where there is one; FileNotFoundError; ValueError.
-    progress is told, after each shard, how many samples of how many are done.
+    progress is called after each shard with the number of samples done and the number of all.
     """
     settings = fetch or FetchSettings()
     if is_remote(str(path)):

@@ -4,51 +4,34 @@ import hashlib
 import io
 import json
 import os
-import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from common.files import sha256_of_file, temporary_name, write_bytes_atomic
+from common.files import sha256_of_file, temporary_name, write_atomic, write_bytes_atomic
 from data_pipeline.packing.framing import Framing, fits_unchanged, frame_array, frame_bytes
+from data_pipeline.packing.options import Recipe
 from data_pipeline.sources.source import Entry, Refusal, Sample, Source
-from data_pipeline.storage.codec import EXTENSIONS, Encoding, decode_into, encode
-from data_pipeline.storage.dataset import ShardIndex
+from data_pipeline.storage.codec import decode_into, encode
+from data_pipeline.storage.index import index_of
 from data_pipeline.storage.manifest import ShardRecord
-from data_pipeline.storage.tar_index import split_name, tar_members
 
 WORK_FOLDER = ".pack"
 """Notes of an unfinished pack inside its destination; gone when the manifest is there"""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides the bytes of a shard, except the images."""
+class Task(NamedTuple):
+    """The packing of one shard."""
 
-    framing: Framing
-    encoding: Encoding
-    jpeg_quality: int = 95
-    keep_bytes: bool = False
-    """Store JPEGs that need no change as they are"""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality must lie in [1, 100], got {self.jpeg_quality}")
-
-    def describe(self) -> dict[str, Any]:
-        """For the manifest: plain JSON, only what has an effect."""
-        description: dict[str, Any] = {
-            "crop": "centre square",
-            "resize": "lanczos of Pillow" if self.framing.exact else "lanczos of torch",
-            "background": self.framing.background,
-            "encoding": self.encoding,
-            "keep_bytes": self.keep_bytes,
-        }
-        return description | ({"jpeg_quality": self.jpeg_quality} if self.encoding == "jpg" else {})
+    source: Source
+    entries: Sequence[Entry]
+    recipe: Recipe
+    dest: Path
+    name: str
 
 
 @dataclass(frozen=True)
@@ -78,83 +61,69 @@ def fingerprint(entries: Sequence[Entry], recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps([asdict(recipe), listing]).encode()).hexdigest()
 
 
-def write_shard(source: Source, entries: Sequence[Entry], recipe: Recipe, dest: Path, name: str) -> ShardNotes:
+def write_shard(task: Task) -> ShardNotes:
     """Pack entries into dest/name; images that cannot be right are refused with the reason, never guessed at."""
+    _, entries, recipe, dest, name = task
+    work, temporary = dest / WORK_FOLDER, temporary_name(dest / WORK_FOLDER / name)
+    tally = _Tally(np.zeros(recipe.framing.shape, dtype=np.uint32))
+    try:
+        with open(temporary, "wb") as file:
+            started = temporary.stat().st_mtime_ns
+            _write_tar(file, task, tally)
+            file.flush()
+            os.fsync(file.fileno())
+        record = _publish(temporary, dest, name, len(entries) - len(tally.refused))
+    finally:
+        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    np.save(buffer, tally.pixel_sums)
+    write_bytes_atomic(work / (name + ".npy"), buffer.getvalue())
+    work_id, sizes = fingerprint(entries, recipe), dict(tally.source_sizes)
+    notes = ShardNotes(name, len(entries), work_id, record, tally.refused, sizes, tally.num_enlarged, tally.num_kept)
+
+    def write_notes(path: Path) -> None:
+        path.write_text(json.dumps(asdict(notes)), encoding="utf-8")
+        # The notes are as old as the first read, so that a source changed while it was being packed is packed again.
+        os.utime(path, ns=(started, started))
+
+    write_atomic(work / (name + ".json"), write_notes)
+    return notes
+
+
+@dataclass
+class _Tally:
+    """What there is to say of the images of one shard."""
+
+    pixel_sums: np.ndarray
+    """(H, W, C) uint32"""
+    refused: list[Refusal] = field(default_factory=list)
+    source_sizes: Counter[str] = field(default_factory=Counter)
+    num_enlarged: int = 0
+    num_kept: int = 0
+
+    def add(self, stored: "_Stored") -> None:
+        self.pixel_sums += stored.pixels
+        self.source_sizes[f"{stored.source_size[0]}x{stored.source_size[1]}"] += 1
+        self.num_enlarged += min(stored.source_size) < self.pixel_sums.shape[0]
+        self.num_kept += stored.kept
+
+
+def _write_tar(file: BinaryIO, task: Task, tally: _Tally) -> None:
     from webdataset.writer import TarWriter  # slow to import, and only packing needs it
 
-    shape = (recipe.framing.image_size, recipe.framing.image_size, recipe.framing.image_channels)
-    work, temporary = dest / WORK_FOLDER, temporary_name(dest / WORK_FOLDER / name)
-    pixel_sums, refused = np.zeros(shape, dtype=np.uint32), []
-    sizes: Counter[str] = Counter()
-    num_enlarged = num_kept = 0
-    with open(temporary, "wb") as file:
-        started = temporary.stat().st_mtime_ns
-        with TarWriter(
-            file, user="", group="", mode=0o644, mtime=0, encoder=False, compress=False, format="PAX_FORMAT"
-        ) as writer:
-            for entry in entries:
-                try:
-                    sample = _read(source, entry)
-                    stored = _Stored.of(sample.image, recipe)
-                except ValueError as error:
-                    refused.append(Refusal(entry.name, str(error)))
-                    continue
-                metadata = {} if sample.metadata is None else {"json": sample.metadata}
-                writer.write({"__key__": entry.key, stored.extension: stored.data} | metadata)
-                pixel_sums += stored.pixels
-                sizes[f"{stored.source_size[0]}x{stored.source_size[1]}"] += 1
-                num_enlarged += min(stored.source_size) < shape[0]
-                num_kept += stored.kept
-        file.flush()
-        os.fsync(file.fileno())
-    record = _publish(temporary, dest, name, len(entries) - len(refused))
-    buffer = io.BytesIO()
-    np.save(buffer, pixel_sums)
-    write_bytes_atomic(work / (name + ".npy"), buffer.getvalue())
-    work_id = fingerprint(entries, recipe)
-    notes = ShardNotes(name, len(entries), work_id, record, refused, dict(sizes), num_enlarged, num_kept)
-    write_bytes_atomic(work / (name + ".json"), json.dumps(asdict(notes)).encode())
-    # The notes are as old as the first read, so that a source changed while it was being packed is packed again.
-    os.utime(work / (name + ".json"), ns=(started, started))
-    return notes
-
-
-def finished_shard(
-    source: Source, entries: Sequence[Entry], recipe: Recipe, dest: Path, name: str
-) -> ShardNotes | None:
-    """The notes of a shard that an earlier, killed pack finished, if it still verifies and its sources are older."""
-    path = dest / WORK_FOLDER / (name + ".json")
-    try:
-        content = json.loads(path.read_bytes())
-        record = content["record"] and ShardRecord(**content["record"])
-        content |= {"record": record, "refused": [Refusal(*refusal) for refusal in content["refused"]]}
-        notes = ShardNotes(**content)
-        fresh = source.changed_at(entries) < path.stat().st_mtime
-        if notes.fingerprint != fingerprint(entries, recipe) or not fresh:
-            return None
-        if record and (
-            sha256_of_file(dest / record.name) != record.sha256
-            or sha256_of_file(dest / record.index_name) != record.index_sha256
-        ):
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return notes
-
-
-def index_of(path: Path, name: str) -> ShardIndex:
-    """The index of a tar, from the tar itself; tar entries that are no images are passed over. ValueError."""
-    rows: list[tuple[str, str, int, int, int]] = []
-    with open(path, "rb") as file:
-        for member in tar_members(path):
-            key, extension = split_name(member.name)
-            if extension in EXTENSIONS:
-                file.seek(member.offset)
-                rows.append((key, extension, member.offset, member.length, zlib.crc32(file.read(member.length))))
-    keys, extensions, offsets, lengths, crc32 = zip(*rows, strict=True) if rows else ((),) * 5
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"shard {name}: a key occurs twice")
-    return ShardIndex(keys, extensions, np.array(offsets), np.array(lengths), np.array(crc32))
+    with TarWriter(
+        file, user="", group="", mode=0o644, mtime=0, encoder=False, compress=False, format="PAX_FORMAT"
+    ) as writer:
+        for entry in task.entries:
+            try:
+                sample = _read(task.source, entry)
+                stored = _Stored.of(sample.image, task.recipe)
+            except ValueError as error:
+                tally.refused.append(Refusal(entry.name, str(error)))
+                continue
+            metadata = {} if sample.metadata is None else {"json": sample.metadata}
+            writer.write({"__key__": entry.key, stored.extension: stored.data} | metadata)
+            tally.add(stored)
 
 
 def _read(source: Source, entry: Entry) -> Sample:
@@ -180,14 +149,27 @@ class _Stored:
         framing = recipe.framing
         if isinstance(image, np.ndarray):
             framed = frame_array(image, framing)
-        elif recipe.keep_bytes and fits_unchanged(image, framing):
-            pixels = np.empty((framing.image_size, framing.image_size, framing.image_channels), dtype=np.uint8)
-            decode_into(image, "jpg", pixels)
+        elif recipe.keep_bytes and (pixels := _pixels_to_keep(image, framing)) is not None:
             return cls(image, "jpg", pixels, (framing.image_size, framing.image_size), kept=True)
         else:
             framed = frame_bytes(image, framing)
         data = encode(framed.pixels, recipe.encoding, recipe.jpeg_quality)
         return cls(data, recipe.encoding, framed.pixels, framed.source_size, kept=False)
+
+
+def _pixels_to_keep(image: bytes, framing: Framing) -> np.ndarray | None:
+    """What the bytes of a source are decoded to if they can be stored as they are; None if they cannot.
+
+    The decoder of stored samples takes no odd bytes, such as zeros before a JPEG's end: these are left out by encoding.
+    """
+    if not fits_unchanged(image, framing):
+        return None
+    pixels = np.empty(framing.shape, dtype=np.uint8)
+    try:
+        decode_into(image, "jpg", pixels)
+    except ValueError:
+        return None
+    return pixels
 
 
 def _publish(temporary: Path, dest: Path, name: str, num_samples: int) -> ShardRecord | None:

@@ -16,12 +16,15 @@ from data_pipeline.sources.source import (
     FilesSource,
     Refusal,
     Sample,
+    check_no_images,
     is_image_name,
     is_of_the_system,
     key_of,
     unique_keys,
+    visible,
 )
-from data_pipeline.storage.dataset import read_at
+from data_pipeline.storage.local import read_at
+from data_pipeline.storage.manifest import MANIFEST_NAME
 from data_pipeline.storage.tar_index import TarMember, check_member_name, plain_name, split_name, tar_members
 
 _MAX_METADATA_BYTES = 1 << 20
@@ -33,6 +36,18 @@ class TarSource(FilesSource):
     """The images of one or more uncompressed tars, such as WebDataset shards; a sample's .json goes along."""
 
     kind = "tar"
+
+    @classmethod
+    def opened(cls, path: Path, follow_links: bool) -> "TarSource | None":
+        """The reader of a .tar file, or of a folder of them."""
+        if path.is_file():
+            return cls([path]) if path.name.lower().endswith(".tar") else None
+        tars = visible(path.glob("*.tar"), path)
+        if tars and not (path / MANIFEST_NAME).is_file():  # else one of our sets; its preview is not one of its images
+            check_no_images(path, ".tar")
+            if visible(path.rglob("*.parquet"), path):
+                raise ValueError(f"{path} holds .tar and .parquet files; give one kind at a time")
+        return cls(tars) if tars else None
 
     def entries(self) -> list[Entry]:
         found: list[Entry] = []
@@ -58,7 +73,7 @@ class TarSource(FilesSource):
         try:
             json.loads(text or b"null")
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"its metadata {metadata.name} is no JSON: {error}") from error
+            raise ValueError(f"its metadata {metadata.name} is not JSON: {error}") from error
         return Sample(self._bytes(number, image), text)
 
     def _bytes(self, number: int, member: TarMember) -> bytes:
@@ -69,12 +84,16 @@ class TarSource(FilesSource):
 
 
 class ZipSource(FilesSource):
-    """The images of a zip file. Raises ValueError if the file is no zip or holds names that cannot be trusted."""
+    """The images of a zip file. Raises ValueError if the file is not a zip or holds names that cannot be trusted."""
 
     kind = "zip"
 
     def __init__(self, path: Path) -> None:
         super().__init__([path])
+
+    @classmethod
+    def opened(cls, path: Path, follow_links: bool) -> "ZipSource | None":
+        return cls(path) if path.is_file() and path.name.lower().endswith(".zip") else None
 
     def entries(self) -> list[Entry]:
         found = []

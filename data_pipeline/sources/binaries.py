@@ -83,20 +83,30 @@ def cifar_archive_source(path: Path) -> BinarySource:
     return BinarySource("CIFAR binary", images, labels, [path])
 
 
-def find_binaries(folder: Path) -> BinarySource | None:
-    """The published training files in a folder, or where torchvision puts them below it; None if there are none."""
-    places = [folder, folder / "raw", *sorted(folder.glob("*/raw"))]
+def open_idx(path: Path, follow_links: bool) -> BinarySource | None:
+    """MNIST or one of its kin: the file, its folder, or where torchvision puts it below the path."""
+    if path.is_file():
+        return idx_source(path) if is_idx(path) else None
+    places = [path, path / "raw", *sorted(path.glob("*/raw"))]
     files = [next(filter(Path.is_file, (place / name for name in _IDX_TRAIN_NAMES)), None) for place in places]
-    sets = [path for path in files if path]
+    sets = [file for file in files if file]
     if len(sets) > 1:
-        raise ValueError(f"{folder} holds several sets: {', '.join(map(str, sets))}; give the folder of one of them")
-    if sets:
-        return idx_source(sets[0])
-    for place in (folder, folder / "cifar-10-batches-bin"):
+        raise ValueError(f"{path} holds several sets: {', '.join(map(str, sets))}; give the folder of one of them")
+    return idx_source(sets[0]) if sets else None
+
+
+def open_cifar(path: Path, follow_links: bool) -> BinarySource | None:
+    """CIFAR-10 as published: the archive, a binary file, or the folder of these, where torchvision puts it."""
+    name = path.name.lower()
+    if path.is_file():
+        if name.endswith((".tar.gz", ".tgz")):
+            return cifar_archive_source(path)
+        return cifar_source([path]) if name.endswith(".bin") else None
+    for place in (path, path / "cifar-10-batches-bin"):
         paths = [place / name for name in _CIFAR_TRAIN_NAMES]
-        if all(path.is_file() for path in paths):
+        if all(file.is_file() for file in paths):
             return cifar_source(paths)
-    for place in (folder, folder / "cifar-10-batches-py"):
+    for place in (path, path / "cifar-10-batches-py"):
         if (place / "data_batch_1").is_file():
             raise ValueError(
                 f"{place} holds Python pickles, which can run code when read; give CIFAR-10's binary version "
@@ -147,7 +157,7 @@ def _cifar_arrays(parts: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray, np.nd
     for name, data in parts:
         num_labels = next((n for n in (1, 2) if data and len(data) % (_CIFAR_PIXELS + n) == 0), None)
         if num_labels is None:
-            raise ValueError(f"{name} has {len(data)} bytes, which is no whole number of CIFAR images: it is damaged")
+            raise ValueError(f"{name} has {len(data)} bytes, not a whole number of CIFAR images: it is damaged")
         records = np.frombuffer(data, dtype=np.uint8).reshape(-1, _CIFAR_PIXELS + num_labels)
         labels.append(records[:, num_labels - 1])
         planes = records[:, num_labels:].reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE)

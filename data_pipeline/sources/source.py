@@ -5,15 +5,19 @@ processes can share the work. Sources travel to worker processes by pickling and
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from data_pipeline.packing.framing import SUFFIXES
 from data_pipeline.storage.tar_index import check_member_name
 
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif"),
+)
+"""Names of images. HEIC is among them so that it is refused by name, as Pillow cannot decode it, and not passed over"""
 MAX_FILE_BYTES = 256 << 20
 """Largest encoded image that is read; nothing larger is a photograph"""
 
@@ -57,7 +61,7 @@ class Source(Protocol):
     image_channels: int
     """The natural number of channels"""
     num_ignored: int
-    """Files passed over because they are no images"""
+    """Files passed over because they are not images"""
     refused: list[Refusal]
     """Entries refused while listing"""
 
@@ -83,6 +87,12 @@ class FolderSource:
         self.num_ignored = 0
         self.refused: list[Refusal] = []
         self._follow_links = follow_links
+
+    @classmethod
+    def opened(cls, path: Path, follow_links: bool) -> "FolderSource | None":
+        """The reader of a folder with at least one image."""
+        source = cls(path, follow_links)
+        return source if path.is_dir() and source.entries() else None
 
     def entries(self) -> list[Entry]:
         found = []
@@ -183,10 +193,22 @@ def key_of(name: str) -> str:
     return folder + slash + base.rsplit(".", 1)[0].replace(".", "_")
 
 
+def visible(paths: Iterable[Path], root: Path) -> list[Path]:
+    """Sorted, without what is hidden: a Mac keeps a ._photos.tar beside photos.tar, which is not a tar."""
+    return sorted(path for path in paths if not any(part[0] == "." for part in path.relative_to(root).parts))
+
+
+def check_no_images(folder: Path, suffix: str) -> None:
+    """ValueError if a folder holds images beside its archives, which end with `suffix`."""
+    if num_images := len(FolderSource(folder).entries()):
+        raise ValueError(f"{folder} holds {num_images} image files beside {suffix} files; give one kind at a time")
+
+
 def unique_keys(entries: list[Entry]) -> list[Entry]:
-    """The same entries; ValueError naming two whose keys collide."""
+    """The same entries; ValueError naming two whose keys collide, or one whose key a tar cannot hold as it is."""
     names: dict[str, str] = {}
     for entry in entries:
+        check_member_name(entry.key)
         if entry.key in names:
             raise ValueError(
                 f"{names[entry.key]!r} and {entry.name!r} have the same key {entry.key!r}; rename or remove one of them"

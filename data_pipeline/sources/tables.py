@@ -15,11 +15,14 @@ from data_pipeline.sources.source import (
     Entry,
     FilesSource,
     Sample,
+    check_no_images,
     is_image_name,
     is_of_the_system,
     key_of,
     unique_keys,
+    visible,
 )
+from data_pipeline.storage.tar_index import plain_name
 
 _LMDB_NOTES = (b"length", b"__len__", b"keys", b"__keys__", b"num-samples", b"num_samples")
 """Keys under which the usual writers keep counts and lists of keys; what lies under any other key is an image"""
@@ -34,6 +37,16 @@ class ParquetSource(FilesSource):
         """root: keys are made of the paths relative to it."""
         super().__init__(paths)
         self._names = [path.relative_to(root).as_posix() for path in paths]
+
+    @classmethod
+    def opened(cls, path: Path, follow_links: bool) -> "ParquetSource | None":
+        """The reader of a .parquet file, or of a folder with such files in any depth."""
+        if path.is_file():
+            return cls([path], path.parent) if path.name.lower().endswith(".parquet") else None
+        tables = visible(path.rglob("*.parquet"), path)
+        if tables:
+            check_no_images(path, ".parquet")
+        return cls(tables, path) if tables else None
 
     def entries(self) -> list[Entry]:
         found = []
@@ -99,6 +112,12 @@ class LmdbSource(FilesSource):
 
     def __init__(self, path: Path) -> None:
         super().__init__([path / "data.mdb" if path.is_dir() else path])
+
+    @classmethod
+    def opened(cls, path: Path, follow_links: bool) -> "LmdbSource | None":
+        """The reader of an LMDB: its folder, or its file."""
+        is_file = path.is_file() and path.name.lower().endswith((".mdb", ".lmdb"))
+        return cls(path) if is_file or (path / "data.mdb").is_file() else None
 
     def entries(self) -> list[Entry]:
         found = []
@@ -172,7 +191,7 @@ def _readable(key: bytes) -> str:
         text = key.decode()
     except UnicodeDecodeError:
         return key.hex()
-    return text if text.isprintable() and ".." not in text and not text.startswith("/") else key.hex()
+    return text if text.isprintable() and ".." not in text and plain_name(text) == text else key.hex()
 
 
 def _key_of_name(name: str) -> str:

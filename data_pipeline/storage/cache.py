@@ -5,6 +5,7 @@ go when room is needed. A process that dies leaves nothing behind that others tr
 kernel's, and temporary files that nobody holds are removed.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -55,15 +56,27 @@ class FileCache:
             if self._use(path, num_bytes):
                 return path
             with self._room(num_bytes) as temporary:
-                with open(temporary, "r+b") as file:
-                    fetch(file)
-                    file.truncate()
-                    file.flush()
-                    os.fsync(file.fileno())
+                self._write(temporary, fetch)
                 # A listing may miss a file that is renamed meanwhile, and its bytes would not be counted.
                 with _locked(self.root / ".lock"):
                     os.replace(temporary, path)
         return path
+
+    def _write(self, temporary: Path, fetch: Callable[[BinaryIO], None]) -> None:
+        try:
+            with open(temporary, "r+b") as file:
+                fetch(file)
+                file.truncate()
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if not is_of_this_disk(error):
+                raise
+            raise OSError(
+                error.errno,
+                f"a shard cannot be kept in the cache {self.root}: {error.strerror}; make room there or give another "
+                "folder ($RAYDDPM_CACHE; for a run: data.cache_folder)",
+            ) from None
 
     def discard(self, sha256: str) -> None:
         """Remove a file found damaged."""
@@ -85,9 +98,10 @@ class FileCache:
                 if now - self._touched.get(path.name, -_TOUCH_SECONDS) < _TOUCH_SECONDS:
                     return True
                 self._touched[path.name] = now
-            os.utime(path)
         except FileNotFoundError:
             return False
+        with suppress(OSError):  # a cache on a read-only disk serves what it has
+            os.utime(path)
         return True
 
     @contextmanager
@@ -140,6 +154,11 @@ class FileCache:
         return found
 
 
+def is_of_this_disk(error: OSError) -> bool:
+    """Whether an error says that this machine cannot store more: to fetch again would not help."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
 def cache_folder() -> Path:
     """The user's cache: $RAYDDPM_CACHE, or rayddpm in $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("RAYDDPM_CACHE")
@@ -148,6 +167,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)  # a user may empty the cache while it is used
     with open(path, "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,32 +1,22 @@
 """A packed data set as an array of images: any sample is one positioned read, checked, then decoded."""
 
 import bisect
-import functools
 import itertools
-import json
-import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipeline.storage.codec import EXTENSIONS, decode_into
+from data_pipeline.storage.codec import decode_into
 from data_pipeline.storage.decoded import DecodedImages
+from data_pipeline.storage.errors import DamagedDataError
+from data_pipeline.storage.index import ShardIndex, parse_index
 from data_pipeline.storage.manifest import Manifest, ShardRecord
 
-INDEX_VERSION = 1
-_MAX_OPEN_FILES = 64
 _MAX_INDEXED_SAMPLES = 4_000_000
 """Samples whose places are kept in memory, about 100 bytes each"""
-
-
-class DamagedDataError(ValueError):
-    """Stored data is missing, truncated or not what was packed; the message names the shard, and the sample's key."""
 
 
 class ShardFiles(Protocol):
@@ -46,104 +36,6 @@ class ShardFiles(Protocol):
 
     def close(self) -> None:
         """Stop what runs in the background."""
-
-
-class LocalFiles:
-    """Shards in a folder of this machine. Raises FileNotFoundError or DamagedDataError at once if one is not whole.
-
-    The shards last read stay open: with two threads more, each call that lets go of the interpreter lock is felt.
-    """
-
-    def __init__(self, root: Path, records: Iterable[ShardRecord]) -> None:
-        self.root = root
-        self._opened = functools.lru_cache(_MAX_OPEN_FILES)(lambda name: _OpenFile(root / name))
-        for record in records:
-            for name, num_bytes in ((record.name, record.bytes), (record.index_name, record.index_bytes)):
-                path = root / name
-                if not path.is_file():
-                    raise FileNotFoundError(f"shard file {path} is missing; restore it or pack the data set again")
-                if path.stat().st_size != num_bytes:
-                    raise DamagedDataError(
-                        f"shard file {path} has {path.stat().st_size} bytes, packed were {num_bytes}; "
-                        "restore it or pack the data set again"
-                    )
-
-    def read(self, record: ShardRecord, offset: int, num_bytes: int) -> bytes:
-        file = self._opened(record.name)  # lives while it is used, also if it leaves the cache meanwhile
-        return os.pread(file.descriptor, num_bytes, offset)
-
-    def read_index(self, record: ShardRecord) -> bytes:
-        return (self.root / record.index_name).read_bytes()
-
-    def discard(self, record: ShardRecord) -> bool:
-        return False
-
-    def prefetch(self, records: list[ShardRecord]) -> None:
-        return
-
-    def close(self) -> None:
-        self._opened.cache_clear()
-
-
-class _OpenFile:
-    """A file for positioned reads, closed when nobody holds this object any more. FileNotFoundError."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
-def read_at(path: str | Path, offset: int, num_bytes: int) -> bytes:
-    """One positioned read; fewer bytes at the end of the file. FileNotFoundError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return os.pread(descriptor, num_bytes, offset)
-    finally:
-        os.close(descriptor)
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """Places of a shard's samples, in the order of the tar."""
-
-    keys: tuple[str, ...]
-    extensions: tuple[str, ...]
-    offsets: np.ndarray
-    """(samples,) int64, first byte in the tar"""
-    lengths: np.ndarray
-    """(samples,) int64, bytes"""
-    crc32: np.ndarray
-    """(samples,) int64, zlib.crc32 of the bytes"""
-
-    def to_json(self, shard_name: str) -> str:
-        """The text of the index file: the same bytes for the same shard."""
-        columns = {
-            "format_version": INDEX_VERSION,
-            "shard": shard_name,
-            "keys": self.keys,
-            "extensions": self.extensions,
-            "offsets": self.offsets.tolist(),
-            "lengths": self.lengths.tolist(),
-            "crc32": self.crc32.tolist(),
-        }
-        return json.dumps(columns, sort_keys=True, separators=(",", ":")) + "\n"
-
-
-def parse_index(text: bytes, record: ShardRecord) -> ShardIndex:
-    """The index in a JSON text. DamagedDataError naming the shard if it does not describe that shard."""
-    try:
-        content = json.loads(text)
-        if content["format_version"] != INDEX_VERSION or content["shard"] != record.name:
-            raise ValueError(f"it is an index of {content['shard']!r}, version {content['format_version']!r}")
-        offsets, lengths, crc32 = (np.array(content[name], dtype=np.int64) for name in ("offsets", "lengths", "crc32"))
-        index = ShardIndex(tuple(content["keys"]), tuple(content["extensions"]), offsets, lengths, crc32)
-        _check_index(index, record)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise DamagedDataError(f"index of shard {record.name} is damaged: {error}; pack the data set again") from error
-    return index
 
 
 class Dataset:
@@ -257,16 +149,3 @@ class Dataset:
             while self._num_indexed > _MAX_INDEXED_SAMPLES and len(self._indexes) > 1:
                 self._num_indexed -= len(self._indexes.popitem(last=False)[1].keys)
         return index
-
-
-def _check_index(index: ShardIndex, record: ShardRecord) -> None:
-    lengths = {len(column) for column in (index.keys, index.extensions, index.offsets, index.lengths, index.crc32)}
-    if lengths != {record.samples}:
-        raise ValueError(f"columns of {sorted(lengths)} entries for {record.samples} samples")
-    if len(set(index.keys)) != record.samples:
-        raise ValueError("a key occurs twice")
-    if not set(index.extensions) <= set(EXTENSIONS):
-        raise ValueError(f"extensions {sorted(set(index.extensions))}, allowed are {', '.join(EXTENSIONS)}")
-    ends = index.offsets + index.lengths
-    if index.offsets.min() < 512 or index.lengths.min() < 1 or ends.max() > record.bytes:
-        raise ValueError("a sample lies outside the shard")

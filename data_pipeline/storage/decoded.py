@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -69,13 +69,13 @@ class DecodedImages:
             path = folder / name
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            _logger.info("no shared memory for decoded images: %s", error)
+            _log.info("no shared memory for decoded images: %s", error)
             return None
         try:
             _take(descriptor, num_bytes)
             mapped = mmap.mmap(descriptor, num_bytes)
         except (OSError, ValueError) as error:
-            _logger.info("no shared memory for %d bytes of decoded images: %s", num_bytes, error)
+            _log.info("no shared memory for %d bytes of decoded images: %s", num_bytes, error)
             os.close(descriptor)
             return None
         self._descriptor, self._path = descriptor, path

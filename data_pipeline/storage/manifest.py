@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,12 @@ class Manifest:
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("two shards have the same name")
 
-    @property
+    @cached_property
     def shard_sizes(self) -> tuple[int, ...]:
         """Samples in each shard, the first argument of SampleOrder."""
         return tuple(shard.samples for shard in self.shards)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Identity of the data set: sha256 (hex) of the canonical JSON of all that defines its content."""
         content = self._content()

@@ -5,11 +5,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.storage.address import is_remote, redacted
 from data_pipeline.storage.cache import FileCache, cache_folder
-from data_pipeline.storage.dataset import DamagedDataError, Dataset, LocalFiles, ShardFiles
+from data_pipeline.storage.dataset import Dataset, ShardFiles
 from data_pipeline.storage.decoded import DecodedImages
+from data_pipeline.storage.errors import DamagedDataError
+from data_pipeline.storage.fetch import Fetcher, FetchSettings
+from data_pipeline.storage.local import LocalFiles
 from data_pipeline.storage.manifest import MANIFEST_NAME, Manifest, data_folder, load_manifest, parse_manifest
-from data_pipeline.storage.remote import Fetcher, FetchSettings, RemoteFiles, is_remote, redacted
+from data_pipeline.storage.remote import RemoteFiles
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
@@ -38,10 +42,10 @@ def open_dataset(
 ) -> Dataset:
     """Open the data set at a local folder, or below an http(s):// or s3:// URL.
 
-    expected_digest: the digest that a run was started with. memory_bytes: a set that fits into so much memory when
+    expected_digest: the digest that a run was started with. memory_bytes: a set that fits into this much memory when
     decoded is decoded once, into memory that the processes of a node share; 0 decodes every time. cache_dir,
     cache_bytes: where fetched shards are kept, shared by the processes of a node, and how much; the budget should
-    hold a node's share of the data. on_try: told of every try to fetch a file, see Fetcher.
+    hold a node's share of the data. on_try: called around every try to fetch a file, see Fetcher.
     Raises FileNotFoundError, DamagedDataError or ValueError, also if the digest is another one.
     """
     manifest, files = _open_files(str(path), cache_dir, cache_bytes, fetch or FetchSettings(), on_try)
@@ -98,7 +102,7 @@ def _open_files(
 
 
 def _fetch_manifest(fetcher: Fetcher, cache_bytes: int) -> Manifest:
-    manifest = parse_manifest(fetcher.fetch_bytes(MANIFEST_NAME), f"{fetcher.shown_url}/{MANIFEST_NAME}")
+    manifest = parse_manifest(fetcher.fetch_json(MANIFEST_NAME), f"{fetcher.shown_url}/{MANIFEST_NAME}")
     largest = max(manifest.shards, key=lambda shard: shard.bytes)
     if largest.bytes > cache_bytes:
         raise ValueError(

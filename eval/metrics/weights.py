@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from common.files import sha256_of_file
-from data_pipeline.demo.sets import cache_folder
+from data_pipeline.storage.cache import cache_folder
 from eval.errors import BlockedError
 from eval.protocol import EFFICIENTNET_LITE0_SHA256, INCEPTION_SHA256
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.commands import main
-from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import pack
 from data_pipeline.sources.source import FolderSource
 from tests.support.data import tree, write_folder
 

@@ -35,7 +35,7 @@ def train(folder: Path, dataset: Dataset, first: int, last: int, world_size: int
                     break
 
 
-def test_a_ledger_tells_what_each_worker_was_given(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_ledger_says_what_each_worker_was_given(dataset: Dataset, tmp_path: Path) -> None:
     train(tmp_path, dataset, 0, 4, world_size=3)
     order = order_of(dataset)
     for step, entries in read_ledger(tmp_path).items():
@@ -101,10 +101,24 @@ def test_an_audit_knows_the_data_and_the_length(dataset: Dataset, tmp_path: Path
         audit(tmp_path / "ledger", other)
 
 
-def test_the_door_audits(data: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_audits(
+    data: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(tmp_path, dataset, 0, 3, world_size=2)
     assert main(["audit", str(tmp_path), str(data)]) == 0
     assert "ok: 4 steps, 48 samples, each as ordered and once; attempts: from step 0 on 2" in capsys.readouterr().out
     (tmp_path / "attempt-0001-rank-1.jsonl").unlink()
     assert main(["audit", str(tmp_path), str(data)]) == 2
     assert capsys.readouterr().err.startswith("error: step 0 is not as ordered: missing [")
+
+
+def test_copies_beside_the_ledger_do_not_count_and_a_damaged_line_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    train(tmp_path, dataset, 0, 3, world_size=1)
+    path = tmp_path / "attempt-0001-rank-0.jsonl"
+    (tmp_path / "attempt-0001-rank-0 (copy).jsonl").write_text(path.read_text())
+    assert next_attempt(tmp_path) == 2
+    assert audit(tmp_path, dataset).num_steps == 4
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + bytes(30) + b"\n" + b"".join(lines[2:]))  # as a power cut may leave it
+    with pytest.raises(ValueError, match=r"rank-0\.jsonl is damaged in line 2, which is not JSON"):
+        audit(tmp_path, dataset)

@@ -11,7 +11,8 @@ import torch
 
 from data_pipeline.loader import BatchStream
 from data_pipeline.order import SampleOrder
-from data_pipeline.storage.dataset import DamagedDataError, Dataset
+from data_pipeline.storage.dataset import Dataset
+from data_pipeline.storage.errors import DamagedDataError
 from data_pipeline.storage.shards import open_dataset
 from tests.support.data import pack_arrays
 
@@ -210,3 +211,20 @@ def test_wrong_numbers_are_named(packed_folder: tuple[Path, np.ndarray]) -> None
                 BatchStream(dataset, order, **settings)
         with pytest.raises(IndexError, match="sample index"):
             dataset.read(50)
+
+
+def test_an_error_between_two_batches_ends_the_stream_and_shifts_none(
+    packed_folder: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_dataset(packed_folder[0]) as dataset, BatchStream(dataset, order_of(dataset)) as stream:
+        next(stream)
+
+        def no_memory(shape: tuple[int, ...]) -> np.ndarray:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stream, "_recycled", no_memory)
+            with pytest.raises(MemoryError):
+                next(stream)
+        with pytest.raises(ValueError, match="closed"):
+            next(stream)

@@ -10,7 +10,8 @@ import torch
 from cluster.storage import commit_directory
 from cluster.tracking import Spool, default_tracking_uri
 from common.files import write_json_atomic
-from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import pack
 from data_pipeline.sources.source import ArraySource
 from data_pipeline.storage.manifest import load_manifest
 from eval.protocol import Protocol, parse_protocol

@@ -4,7 +4,10 @@ import io
 import tarfile
 from pathlib import Path
 
-from data_pipeline.packing.pack import PackOptions, pack
+import numpy as np
+
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import pack
 from data_pipeline.packing.process_runner import run_in_processes
 from data_pipeline.sources.open import open_source
 from data_pipeline.storage.dataset import Dataset
@@ -37,3 +40,9 @@ def write_tar(path: Path, files: dict[str, bytes]) -> Path:
 
 def photos(number: int, pattern: str = "photo{:03d}.png") -> dict[str, bytes]:
     return {pattern.format(i): encoded(photo(16, i)) for i in range(number)}
+
+
+def assert_photos(dataset: Dataset, number: int, order: list[int] | None = None) -> None:
+    for index, seed in enumerate(order or range(number)):
+        np.testing.assert_array_equal(dataset.read(index), photo(16, seed))
+    assert len(dataset) == number

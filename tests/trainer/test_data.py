@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from data_pipeline.demo.sets import digits_source
-from data_pipeline.packing.pack import PackOptions, pack
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import pack
 from data_pipeline.storage.cache import FileCache
 from data_pipeline.storage.manifest import Manifest
 from eval.runs import open_images

@@ -12,7 +12,7 @@ import torch
 from cluster.fault import requested
 from cluster.launch import in_ray_job, in_torchrun
 from cluster.tracking_uri import checked_tracking_uri, default_tracking_uri
-from data_pipeline.demo.sets import resolve_path
+from data_pipeline.paths import resolve_path
 from data_pipeline.storage.manifest import Manifest
 from data_pipeline.storage.shards import read_manifest, reading_options
 from models.config import build_model

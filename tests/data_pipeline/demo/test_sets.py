@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 
 from data_pipeline.commands import main
 from data_pipeline.demo.faces import draw_face
-from data_pipeline.demo.sets import DemoOptions, resolve_path
+from data_pipeline.demo.sets import DemoOptions
+from data_pipeline.paths import resolve_path
 from data_pipeline.storage.shards import open_dataset
 from tests.support.data import encoded, photo, write_folder
 
@@ -68,7 +69,7 @@ def test_wrong_demo_paths_are_named(cache: Path, path: str, words: str) -> None:
 
 def test_many_processes_can_resolve_the_same_path_at_once(cache: Path) -> None:
     program = (
-        "from data_pipeline.demo import resolve_path; print(resolve_path('demo:faces?num_images=20&image_size=16'))"
+        "from data_pipeline.paths import resolve_path; print(resolve_path('demo:faces?num_images=20&image_size=16'))"
     )
     command = [sys.executable, "-c", program]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -173,17 +174,35 @@ def test_mistakes_end_with_one_line_and_code_2(
     assert "Traceback" not in err
 
 
-def test_the_door_works_from_a_shell_and_help_explains_every_option(tmp_path: Path) -> None:
-    def door(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def test_the_command_line_works_from_a_shell_and_help_explains_every_option(tmp_path: Path) -> None:
+    def run_module(*arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "data_pipeline", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"})
 
-    demo = door("demo", "digits", str(tmp_path / "digits"), "--num-images", "30")
+    demo = run_module("demo", "digits", str(tmp_path / "digits"), "--num-images", "30")
     assert demo.returncode == 0, demo.stderr
     assert "30 grey images of 8x8" in demo.stdout
-    failed = door("pack", str(tmp_path / "none"), str(tmp_path / "out"))
+    failed = run_module("pack", str(tmp_path / "none"), str(tmp_path / "out"))
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("error: source")
-    shown = door("pack", "--help").stdout
+    shown = run_module("pack", "--help").stdout
     for option in ("--image-size", "--jpeg-quality", "--keep-bytes", "--exact", "--ray", "--skip-refused"):
         assert option in shown
+
+
+def test_a_packed_set_is_found_where_nothing_can_be_written(cache: Path) -> None:
+    folder = resolve_path("demo:digits?num_images=20")
+
+    def refuse(event: str, arguments: tuple[object, ...]) -> None:
+        """As a read-only disk does, also to root."""
+        if refusing and event == "open" and str(arguments[0]).startswith(str(cache)):
+            assert isinstance(arguments[2], int)
+            if arguments[2] & (os.O_WRONLY | os.O_RDWR):
+                raise OSError(30, "Read-only file system", str(arguments[0]))
+
+    refusing = True
+    sys.addaudithook(refuse)  # cannot be taken away again
+    try:
+        assert resolve_path("demo:digits?num_images=20") == folder
+    finally:
+        refusing = False

@@ -12,7 +12,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from common.code import ROOT
-from data_pipeline.packing import framing as images
+from data_pipeline.packing import decoding
 from data_pipeline.packing.framing import Framing, frame_array, frame_bytes
 from data_pipeline.storage import codec
 from tests.support.data import encoded, photo
@@ -58,7 +58,7 @@ def test_a_jpeg_is_decoded_at_no_less_than_four_times_the_size(
         shapes.append(None if pixels is None else pixels.shape)
         return pixels
 
-    monkeypatch.setattr(images, "fast_jpeg_pixels", seen)
+    monkeypatch.setattr(decoding, "fast_jpeg_pixels", seen)
     data = encoded(np.zeros((height, width, 3), dtype=np.uint8), "JPEG")
     source_size = frame_bytes(data, Framing(64, 3)).source_size
     frame_bytes(data, Framing(64, 3, exact=True))
@@ -87,7 +87,7 @@ def test_the_fast_jpeg_decoder_gives_pillows_pixels(settings: dict[str, Any], mo
     exact = settings.pop("exact", False)
     data = encoded(image, "JPEG", exif=exif, **settings)
     fast = [framed(data, Framing(20, channels, exact)) for channels in (1, 3)]
-    monkeypatch.setattr(images, "fast_jpeg_pixels", lambda *_: None)
+    monkeypatch.setattr(decoding, "fast_jpeg_pixels", lambda *_: None)
     slow = [framed(data, Framing(20, channels, exact)) for channels in (1, 3)]
     for one, other in zip(fast, slow, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -123,7 +123,7 @@ def test_the_fast_png_decoder_gives_pillows_pixels(kind: str, monkeypatch: pytes
 @pytest.mark.parametrize("kernel", ["avx2", "default"])
 def test_the_fast_resize_gives_the_same_bits_on_lesser_processors(kernel: str) -> None:
     program = (
-        "import hashlib; from data_pipeline.images import *; from tests.data_support import photo;"
+        "import hashlib; from data_pipeline.packing.framing import *; from tests.support.data import photo;"
         "here = [frame_array(photo(size), Framing(64, 3)).pixels for size in (41, 200, 513)];"
         "print(*(hashlib.sha256(pixels).hexdigest() for pixels in here))"
     )

@@ -12,18 +12,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import webdataset
 from PIL import Image
 
 from common.code import ROOT
-from data_pipeline.packing.pack import PackOptions, Task, pack, run_serially, run_task
+from data_pipeline.packing.options import PackOptions
+from data_pipeline.packing.pack import Task, pack, run_serially, run_task
 from data_pipeline.packing.process_runner import run_in_processes
 from data_pipeline.packing.verify import verify
 from data_pipeline.packing.writer import ShardNotes
 from data_pipeline.sources.source import ArraySource, FolderSource
-from data_pipeline.storage.manifest import load_manifest
 from data_pipeline.storage.shards import open_dataset
 from tests.support.data import encoded, pack_arrays, photo, tree, write_folder
 
@@ -109,96 +108,12 @@ def test_the_digest_names_content_and_nothing_else(tmp_path: Path) -> None:
     assert any("images-000000.tar" in line for line in one.differences(other))
 
 
-def test_packing_again_changes_nothing_and_other_content_is_refused(tmp_path: Path) -> None:
-    source = write_folder(tmp_path / "in", 9)
-    first = pack(FolderSource(source), tmp_path / "out", SMALL)
-    before = tree(tmp_path / "out")
-    time.sleep(0.02)  # file times tick slower than the clock
-    assert pack(FolderSource(source), tmp_path / "out", SMALL) == first
-    assert tree(tmp_path / "out") == before
-    for options in (PackOptions(16, samples_per_shard=7), PackOptions(8), PackOptions(8, 3, "png", name="other")):
-        with pytest.raises(ValueError, match="already holds"):
-            pack(FolderSource(source), tmp_path / "out", options)
-    for damage in (Path.unlink, Path.touch):
-        damage(tmp_path / "out" / "images-000001.index.json")
-        assert pack(FolderSource(source), tmp_path / "out", SMALL) == first
-        assert tree(tmp_path / "out") == before
-    (source / "a" / "photo000.png").write_bytes(encoded(photo(24, seed=99)))
-    with pytest.raises(ValueError, match="already holds"):
-        pack(FolderSource(source), tmp_path / "out", SMALL)
-    assert tree(tmp_path / "out") == before
-
-
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.tar").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
         pack(FolderSource(write_folder(tmp_path / "in", 3)), tmp_path / "out", SMALL)
     assert tree(tmp_path / "out") == {"precious.tar": b"mine"}
-
-
-class InterruptedPackError(Exception):
-    """Stands for a kill in the middle of a pack."""
-
-
-def test_a_killed_pack_keeps_the_shards_that_verify(tmp_path: Path) -> None:
-    source = write_folder(tmp_path / "in", 40)
-    pack(FolderSource(source), tmp_path / "whole", SMALL)
-    time.sleep(0.02)
-
-    def dies_after_four(tasks: Sequence[Task]) -> Iterator[ShardNotes]:
-        yield from map(run_task, tasks[:4])
-        raise InterruptedPackError
-
-    out = tmp_path / "out"
-    with pytest.raises(InterruptedPackError):
-        pack(FolderSource(source), out, SMALL, dies_after_four)
-    assert not (out / "manifest.json").exists()
-    (out / ".pack" / ".tmp-images-000005.tar").write_bytes(b"half a shard")
-    damaged = out / "images-000001.tar"
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-    (source / "b" / "photo001.png").write_bytes(encoded(photo(24, seed=1)))  # same content, newer
-    kept = {path: path.stat().st_ino for path in out.glob("*.tar")}
-    pack(FolderSource(source), out, SMALL)
-    assert tree(out) == tree(tmp_path / "whole")
-    same_files = {path.name for path, inode in kept.items() if path.stat().st_ino == inode}
-    assert same_files == {"images-000000.tar", "images-000003.tar"}
-
-
-def test_a_changed_source_is_packed_again_after_a_kill(tmp_path: Path) -> None:
-    source = write_folder(tmp_path / "in", 20)
-
-    def dies_after_two(tasks: Sequence[Task]) -> Iterator[ShardNotes]:
-        yield from map(run_task, tasks[:2])
-        raise InterruptedPackError
-
-    with pytest.raises(InterruptedPackError):
-        pack(FolderSource(source), tmp_path / "out", SMALL, dies_after_two)
-    (source / "a" / "photo000.png").write_bytes(encoded(photo(24, seed=77)))
-    pack(FolderSource(source), tmp_path / "out", SMALL)
-    pack(FolderSource(source), tmp_path / "fresh", SMALL)
-    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
-
-
-def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", 260, size=120)
-    command = [sys.executable, "-m", "data_pipeline", "pack", str(tmp_path / "in"), str(tmp_path / "out")]
-    command += ["--image-size", "64", "--samples-per-shard", "20", "--exact", "--num-processes", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "out").glob("*.tar"))) < 2 and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    workers = psutil.Process(process.pid).children()
-    process.kill()
-    process.wait()
-    assert len(workers) >= 2
-    assert not psutil.wait_procs(workers, timeout=10)[1]  # they die with it
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    subprocess.run(command, check=True, capture_output=True)
-    options = PackOptions(image_size=64, samples_per_shard=20, exact=True)
-    pack(FolderSource(tmp_path / "in"), tmp_path / "fresh", options)
-    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
 def _try_to_pack(source: str, dest: str, outcome: "multiprocessing.Queue[str]") -> None:
@@ -279,30 +194,6 @@ def test_kept_bytes_are_the_bytes_of_the_source(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "report.json").read_text())["num_kept_bytes"] == 1
 
 
-def test_the_report_counts_sizes_and_enlarged_images(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", 5, size=24)
-    for number, (width, height) in enumerate([(40, 30), (40, 30), (15, 60)]):
-        (tmp_path / "in" / f"other{number}.png").write_bytes(encoded(photo(width, number, height)))
-    pack(FolderSource(tmp_path / "in"), tmp_path / "out", PackOptions(image_size=20, samples_per_shard=3))
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert list(report["source_sizes"].items()) == [("24x24", 5), ("40x30", 2), ("15x60", 1)]
-    assert (report["num_packed"], report["num_shards"], report["num_source_sizes"]) == (8, 3, 3)
-    assert (report["num_enlarged"], report["num_refused"], report["refused"]) == (1, 0, [])
-    manifest = load_manifest(tmp_path / "out")
-    assert report["digest"] == manifest.digest
-    assert report["total_bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
-
-
-def test_the_report_shows_mean_and_preview(tmp_path: Path) -> None:
-    _, images = pack_arrays(tmp_path / "out", 100, size=16)
-    mean = np.asarray(Image.open(tmp_path / "out" / "mean.png"))
-    np.testing.assert_array_equal(mean, np.rint(images.mean(axis=0)).astype(np.uint8))
-    preview = np.asarray(Image.open(tmp_path / "out" / "preview.png"))
-    assert preview.shape == (8 * 18, 8 * 18, 3)
-    np.testing.assert_array_equal(preview[:16, :16], images[0])
-    np.testing.assert_array_equal(preview[-18:-2, -18:-2], images[99])
-
-
 def test_options_out_of_range_are_named(tmp_path: Path) -> None:
     source = ArraySource(np.zeros((2, 8, 8), np.uint8))
     for options, words in (
@@ -335,3 +226,14 @@ def test_a_ray_cluster_packs_the_same_bytes(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "ray") == tree(tmp_path / "here")
+
+
+def test_a_jpeg_with_odd_bytes_that_would_be_kept_is_encoded_instead(tmp_path: Path) -> None:
+    data = encoded(photo(32), "JPEG")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "padded.jpg").write_bytes(data[:-2] + bytes(9) + data[-2:])
+    (tmp_path / "in" / "plain.jpg").write_bytes(data)
+    pack(FolderSource(tmp_path / "in"), tmp_path / "out", PackOptions(image_size=32, keep_bytes=True))
+    with open_dataset(tmp_path / "out") as dataset:
+        np.testing.assert_array_equal(dataset.read(0), dataset.read(1))
+        assert [dataset.read_bytes(index)[1] for index in (0, 1)] == ["png", "jpg"]

@@ -1,9 +1,11 @@
 """The cache before remote shards: its budget, what goes first, and many processes at once."""
 
+import errno
 import fcntl
 import multiprocessing
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.storage.cache import FileCache
-from data_pipeline.storage.dataset import DamagedDataError
+from data_pipeline.storage.errors import DamagedDataError
 
 
 def content(number: int, size: int = 1000) -> bytes:
@@ -156,3 +158,30 @@ def test_a_file_that_gets_its_name_while_another_looks_counts(tmp_path: Path, mo
     monkeypatch.setattr(Path, "iterdir", slow_listing)
     with ThreadPoolExecutor(8) as pool:
         assert max(pool.map(work, range(8))) <= 4000
+
+
+def test_a_cache_that_is_emptied_while_it_is_used_is_filled_again(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path / "cache", 4000)
+    put(cache, 1)
+    shutil.rmtree(tmp_path / "cache")
+    assert put(cache, 1).read_bytes() == content(1)
+    assert cache.total_bytes() == 1000
+
+
+def test_a_file_whose_time_cannot_be_set_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(FileCache(tmp_path, 4000), 1)
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", read_only)
+    assert put(FileCache(tmp_path, 4000), 1) == path
+
+
+def test_a_full_disk_names_the_cache_and_what_to_do(tmp_path: Path) -> None:
+    def fetch(file: BinaryIO) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=rf"cache {tmp_path}: No space left on device; make room there"):
+        FileCache(tmp_path, 4000).get("a" * 64, 1000, fetch)
+    assert not list(tmp_path.glob(".tmp-*"))

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.packing.verify import verify
 from data_pipeline.storage.codec import decode_into, encode
-from data_pipeline.storage.dataset import DamagedDataError
 from data_pipeline.storage.decoded import DecodedImages
+from data_pipeline.storage.errors import DamagedDataError
 from data_pipeline.storage.manifest import Manifest, load_manifest
 from data_pipeline.storage.shards import open_dataset
 from tests.support.data import encoded, pack_arrays, photo
@@ -31,9 +31,9 @@ def packed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_verify_passes_a_whole_set_and_reports_progress(packed_folder: Path) -> None:
-    told: list[tuple[int, int]] = []
-    assert verify(packed_folder, lambda *numbers: told.append(numbers)).num_samples == 12
-    assert told == [(6, 12), (12, 12)]
+    reported: list[tuple[int, int]] = []
+    assert verify(packed_folder, lambda *numbers: reported.append(numbers)).num_samples == 12
+    assert reported == [(6, 12), (12, 12)]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
