@@ -82,11 +82,10 @@ def launch_local(
             return
         except LaunchError as error:
             failures += 1
-            if error.details:
-                _log.error("%s", error.details)
             before_restart()
             if 0 <= resources.max_failures < failures:
                 raise
+            _log.error("%s", error.details)
             _log.warning("workers are started again after failure %d: %s", failures, error)
 
 
@@ -106,7 +105,7 @@ def _spawn(function: WorkerFunction, run_directory: str, resources: Resources) -
     try:
         run_processes(_local_worker, resources.num_workers, function, run_directory, resources, address)
     except WorkerError as error:
-        raise LaunchError(str(error), error.details) from error
+        raise LaunchError(str(error), error.details or str(error)) from error
 
 
 def _local_worker(

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -126,8 +127,11 @@ def _join_cluster(per_worker: dict[str, float], resources: Resources) -> None:
 
     if not ray.is_initialized():
         # Inside a job the job's own environment applies and already has the code on its path.
-        with _keeping_sigterm(), ours_first(), sessions_of_their_own():
-            ray.init(**({} if in_ray_job() else _own_cluster()))
+        try:
+            with _keeping_sigterm(), ours_first(), sessions_of_their_own():
+                ray.init(**({} if in_ray_job() else _own_cluster()))
+        except Exception as error:  # bare ones too, as when its processes take too long on a busy machine
+            raise LaunchError(f"Ray did not start: {' '.join(str(error).split())}", traceback.format_exc()) from error
     if "RAY_ADDRESS" not in os.environ and not in_ray_job():
         _check_room(ray.cluster_resources(), per_worker, resources)
 

@@ -106,6 +106,7 @@ def _run(planned: Plan, launcher: Launcher, lease: Lease) -> int:
                     finished = newest_step(directory) >= planned.config.train.num_steps
                     status = "FINISHED" if finished else "KILLED"
                 except LaunchError as error:
+                    _log.error("%s", error.details)
                     print(f"error: the workers failed: {error}", file=sys.stderr)
                 except KeyboardInterrupt:
                     status = "KILLED"

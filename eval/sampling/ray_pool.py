@@ -19,6 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from cluster.launch import in_ray_job
 from common.code import ROOT, ours_first
+from common.process import sessions_of_their_own
 from eval.protocol import Protocol
 from eval.sampling.blocks import BlockWorker
 from eval.settings import EvaluationSettings, PoolSettings
@@ -138,6 +139,7 @@ def joins_cluster() -> bool:
     return ray.is_initialized() or in_ray_job() or "RAY_ADDRESS" in os.environ
 
 
+@sessions_of_their_own()
 def connect() -> None:
     """Join the Ray cluster of this job or of RAY_ADDRESS, else start one on loopback for this process."""
     if ray.is_initialized():
