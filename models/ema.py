@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch_ema
+from torch import Tensor
 
 
 class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
@@ -20,12 +21,12 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
     """
 
     num_updates: int | None
-    shadow_params: list[torch.Tensor]
-    collected_params: list[torch.Tensor] | None
+    shadow_params: list[Tensor]
+    collected_params: list[Tensor] | None
 
     def __init__(
         self,
-        named_parameters: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]],
+        named_parameters: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
         decay: float = 0.9999,
         use_num_updates: bool = False,
     ) -> None:
@@ -38,7 +39,7 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         self.update_count: int | None = 0
 
     @torch.no_grad()
-    def update(self, parameters: Iterable[torch.Tensor] | None = None) -> None:
+    def update(self, parameters: Iterable[Tensor] | None = None) -> None:
         """Move each average towards its parameter by 1 - decay; call once after every optimiser step."""
         current = self._get_parameters(parameters)
         if self.update_count is not None:
@@ -65,7 +66,7 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         warm = math.prod(self._decay_at(k) for k in range(1, num_warm + 1))
         return warm * self.decay ** (self.update_count - num_warm)
 
-    def named_state(self) -> dict[str, torch.Tensor]:
+    def named_state(self) -> dict[str, Tensor]:
         """Copies of the averages, float32, by the names given at the start."""
         return {
             name: shadow.detach().to(torch.float32, copy=True)
@@ -73,7 +74,7 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         }
 
     @torch.no_grad()
-    def load_named_state(self, tensors: Mapping[str, torch.Tensor], num_updates: int, decay: float) -> None:
+    def load_named_state(self, tensors: Mapping[str, Tensor], num_updates: int, decay: float) -> None:
         """Continue from named_state's tensors, after num_updates updates with that decay.
 
         Raises ValueError if the decay is another one, or a name or shape does not fit.
@@ -117,7 +118,7 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         self.update_count = state_dict.get("update_count", self.num_updates)
 
     @contextlib.contextmanager
-    def average_parameters(self, parameters: Iterable[torch.Tensor] | None = None) -> Iterator[None]:
+    def average_parameters(self, parameters: Iterable[Tensor] | None = None) -> Iterator[None]:
         """torch-ema's, but gives back the memory of the stored parameters at the end."""
         collected = self.collected_params
         try:
@@ -137,5 +138,5 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
             )
 
 
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -21,7 +22,7 @@ _CHUNK = 1 << 16
 """Counters worked on at a time: small enough for a CPU's cache, large enough to hide the cost of a call."""
 
 
-def philox_4x32(counter: Sequence[torch.Tensor], key: tuple[int, int]) -> list[torch.Tensor]:
+def philox_4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
     """Encrypt four words of counter with two words of key: the bijection Philox 4x32 with 10 rounds.
 
     counter: four int64 tensors of one shape with values in [0, 2^32); key: two such numbers.
@@ -45,7 +46,7 @@ def philox_4x32(counter: Sequence[torch.Tensor], key: tuple[int, int]) -> list[t
 
 
 @functools.cache
-def _cuda_kernel() -> Callable[..., tuple[torch.Tensor, ...]]:
+def _cuda_kernel() -> Callable[..., tuple[Tensor, ...]]:
     """The same as one kernel: a GPU needs longer to start the hundred of a call than for their work.
 
     torch compiles it at first use, without a compiler of the system's.
@@ -78,7 +79,7 @@ def stream_key(seed: int, stream: str) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
-def uniform_bits(seed: int, stream: str, index: torch.Tensor, draw: int, num: int) -> torch.Tensor:
+def uniform_bits(seed: int, stream: str, index: Tensor, draw: int, num: int) -> Tensor:
     """Random 32-bit words, (B, num) int64 in [0, 2^32), on index's device.
 
     seed: any integer. stream: a name; streams are independent. index: (B,) int64, the identity of each row.
@@ -105,11 +106,11 @@ def uniform_bits(seed: int, stream: str, index: torch.Tensor, draw: int, num: in
 def uniform(
     seed: int,
     stream: str,
-    index: torch.Tensor,
+    index: Tensor,
     shape: Sequence[int],
     draw: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
+) -> Tensor:
     """Uniform numbers in [0, 1): (B, *shape) in float32 (24 random bits) or float64 (32 random bits)."""
     bits = uniform_bits(seed, stream, index, draw, math.prod(shape))
     if dtype == torch.float32:
@@ -124,11 +125,11 @@ def uniform(
 def normal(
     seed: int,
     stream: str,
-    index: torch.Tensor,
+    index: Tensor,
     shape: Sequence[int],
     draw: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
+) -> Tensor:
     """Standard normal numbers, (B, *shape) in dtype, by the Box-Muller transform of pairs of words.
 
     Computed in float64 and rounded once: devices whose logarithms differ in the last bit of a double still
@@ -144,7 +145,7 @@ def normal(
     return values.view(index.shape[0], 2 * num_pairs)[:, :num].reshape(index.shape[0], *shape)
 
 
-def randint(seed: int, stream: str, index: torch.Tensor, high: int, draw: int = 0) -> torch.Tensor:
+def randint(seed: int, stream: str, index: Tensor, high: int, draw: int = 0) -> Tensor:
     """Uniform integers in [0, high), (B,) int64; 1 <= high < 2^63. Bias below high / 2^63."""
     if not 1 <= high < 2**63:
         raise ValueError(f"high is {high}: it must lie in [1, 2^63)")

@@ -18,11 +18,12 @@ import safetensors
 import safetensors.numpy
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.files import sha256_of_file, write_atomic
-from models.config import DiffusionConfig, ModelConfig, build_model
+from models.config import DiffusionConfig, ModelConfig
 from models.diffusion import GaussianDiffusion
+from models.networks import build_on_meta
 
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "ema.safetensors"
@@ -44,7 +45,7 @@ class Snapshot:
 
 def write_snapshot(
     directory: str | Path,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, Tensor],
     model: ModelConfig,
     diffusion: DiffusionConfig,
     provenance: dict[str, Any],
@@ -124,7 +125,7 @@ def read_record(path: str | Path) -> tuple[ModelConfig, DiffusionConfig, dict[st
     return _config(ModelConfig, record["model"], file), _config(DiffusionConfig, record["diffusion"], file), record
 
 
-def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     """Write CPU tensors as safetensors, in the form that other programs expect of PyTorch weights.
 
     Raises OSError if that fails, as on a full disk.
@@ -137,12 +138,6 @@ def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
         raise OSError(f"{file.name} could not be written: {error}") from error
     # The library keeps the file to its owner, but an evaluator may be another user.
     file.chmod(0o644)
-
-
-def build_on_meta(config: ModelConfig) -> nn.Module:
-    """The network without storage for its weights: instant at any size."""
-    with torch.device("meta"):
-        return build_model(config)
 
 
 def _config(kind: type[Config], values: dict[str, Any], file: Path) -> Config:
@@ -158,7 +153,7 @@ def _parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in build_on_meta(config).named_parameters()}
 
 
-def _check_tensors(tensors: Mapping[str, torch.Tensor], config: ModelConfig, origin: str) -> None:
+def _check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, origin: str) -> None:
     expected = _parameter_shapes(config)
     odd = sorted(set(expected) ^ set(tensors))
     if odd:

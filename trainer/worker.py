@@ -21,8 +21,8 @@ from data_pipeline.loader import Batch, BatchStream
 from data_pipeline.order import SampleOrder
 from data_pipeline.storage.dataset import Dataset
 from data_pipeline.storage.shards import open_dataset, reading_options
-from models.config import build_model
 from models.diffusion import GaussianDiffusion
+from models.networks import build_model
 from trainer.checkpoint import CheckpointStore
 from trainer.config.config import Config, from_dict
 from trainer.engines.base import NonFiniteError, make_engine

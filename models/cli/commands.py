@@ -54,7 +54,8 @@ def sample(
 
     from models.cli.pictures import progress_bar
     from models.cli.registry_uri import open_snapshot
-    from models.samplers import choose_process, to_uint8
+    from models.pixels import to_uint8
+    from models.samplers import choose_process
     from models.samplers import sample as generate
 
     _at_least("num_images", num_images, 1)
@@ -99,7 +100,7 @@ def inspect(snapshot: Path, tracking_uri: str | None = None) -> None:
         "num_parameters": num_parameters,
         "model": vars(config),
         "diffusion": vars(diffusion),
-        "alphas_cumprod_at_T": float(loaded.diffusion.alphas_cumprod[-1]),
+        "alphas_cumprod_at_T": float(loaded.diffusion.tables.alphas_cumprod[-1]),
         "provenance": loaded.provenance,
     }
     print(json.dumps(report, indent=2))
@@ -138,6 +139,7 @@ def likelihood(
     from models.cli.pictures import progress_bar
     from models.cli.registry_uri import open_snapshot
     from models.likelihood import variational_bound
+    from models.pixels import from_uint8
     from models.samplers import choose_process
 
     if num_images is not None:
@@ -150,7 +152,7 @@ def likelihood(
     for batch in image_files.read_batches(data, loaded.model_config.image_shape, num_at_once, num_images):
         indices = torch.arange(first_index, first_index + len(batch))
         first_index += len(batch)
-        x_0 = torch.from_numpy(batch).float() / 127.5 - 1.0
+        x_0 = from_uint8(torch.from_numpy(batch))
         with progress_bar(f"images {int(indices[0])} to {first_index - 1}", process.num_steps) as advance:
             bounds.append(variational_bound(loaded.model, process, x_0, indices, seed, progress=advance))
     report = likelihood_report.summary(bounds)

@@ -9,10 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from models.blocks import GROUP_NORM_EPSILON
 from models.config import NUM_GROUPS, DiffusionConfig, ModelConfig
 from models.convert.names import Imported, diffusers_name, read_tensors, to_ours, to_theirs
 from models.snapshot import Snapshot, save_tensors
-from models.unet import GROUP_NORM_EPSILON
+from models.unet import level_channels
 
 LIBRARY_VERSION = "0.42.1"
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -100,7 +101,7 @@ def _unet_settings(config: ModelConfig) -> dict[str, Any]:
         "_diffusers_version": LIBRARY_VERSION,
         **{name: needed for name, (needed, _) in FIXED_SETTINGS.items()},
         "attention_head_dim": None,
-        "block_out_channels": list(config.level_channels),
+        "block_out_channels": list(level_channels(config)),
         "down_block_types": ["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
         "dropout": config.dropout,
         "in_channels": config.image_channels,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from models.config import DiffusionConfig, ModelConfig
 from models.convert.names import Imported, pesser_name, read_tensors, to_ours, to_theirs
@@ -57,7 +58,7 @@ def import_annotated(source: Path, image_size: int | None = None) -> Imported:
     return Imported(to_ours(tensors, config, lambda name, _: name, str(file)), config, DiffusionConfig())
 
 
-def _pesser_config(tensors: Mapping[str, torch.Tensor], image_size: int | None, file: Path) -> ModelConfig:
+def _pesser_config(tensors: Mapping[str, Tensor], image_size: int | None, file: Path) -> ModelConfig:
     _expect(tensors, "conv_in.weight", file)
     base_channels, image_channels = tensors["conv_in.weight"].shape[:2]
     levels = _count(tensors, "down.{}.block.0.conv1.weight")
@@ -80,7 +81,7 @@ def _pesser_config(tensors: Mapping[str, torch.Tensor], image_size: int | None, 
     )
 
 
-def _annotated_config(tensors: Mapping[str, torch.Tensor], image_size: int, file: Path) -> ModelConfig:
+def _annotated_config(tensors: Mapping[str, Tensor], image_size: int, file: Path) -> ModelConfig:
     _expect(tensors, "image_proj.weight", file)
     base_channels, image_channels = tensors["image_proj.weight"].shape[:2]
     levels: list[list[int]] = [[]]
@@ -107,7 +108,7 @@ def _annotated_config(tensors: Mapping[str, torch.Tensor], image_size: int, file
     )
 
 
-def _count(tensors: Mapping[str, torch.Tensor], pattern: str) -> int:
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """How many consecutive numbers, from 0, complete the pattern to a tensor's name."""
     number = 0
     while pattern.format(number) in tensors:
@@ -121,7 +122,7 @@ def _ratio(width: int, base: int, file: Path) -> int:
     return width // base
 
 
-def _expect(tensors: Mapping[str, torch.Tensor], name: str, file: Path) -> None:
+def _expect(tensors: Mapping[str, Tensor], name: str, file: Path) -> None:
     if name not in tensors or tensors[name].dim() != 4:
         first = next(iter(tensors), "nothing")
         raise ValueError(f"{file} has no {name} but {first}: it is of another format; check --format")
@@ -145,7 +146,7 @@ def _one_file(source: Path) -> Path:
     return found[0]
 
 
-def _write_tensors(tensors: dict[str, torch.Tensor], dest: Path) -> None:
+def _write_tensors(tensors: dict[str, Tensor], dest: Path) -> None:
     """Safetensors or, for the suffixes that those programs load, a torch file."""
     if dest.suffix not in SUFFIXES:
         raise ValueError(f"{dest} must end in one of {', '.join(SUFFIXES)}")

@@ -11,8 +11,9 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from models.cli.door import main
-from models.config import DiffusionConfig, ModelConfig, build_model
+from models.config import DiffusionConfig, ModelConfig
 from models.convert.tables import EXPORTS, IMPORTS
+from models.networks import build_model
 from models.snapshot import load_snapshot, write_snapshot
 from tests.support import models_reference as reference
 
@@ -145,7 +146,7 @@ def test_the_cosine_schedule_is_that_of_diffusers(tmp_path):
     loaded = load_snapshot(tmp_path / "ours")
     EXPORTS["diffusers"](loaded, tmp_path / "theirs")
     scheduler = DDPMScheduler.from_pretrained(tmp_path / "theirs" / "scheduler")
-    torch.testing.assert_close(scheduler.betas, loaded.diffusion.betas.float())
+    torch.testing.assert_close(scheduler.betas, loaded.diffusion.tables.betas.float())
     assert IMPORTS["diffusers"](tmp_path / "theirs", None).diffusion == diffusion
 
 

@@ -19,7 +19,7 @@ def _network_like(x, t):
 
 def _mixture(**options):
     diffusion = GaussianDiffusion(DiffusionConfig(**options))
-    return MixtureModel(diffusion.alphas_cumprod.numpy()), diffusion
+    return MixtureModel(diffusion.tables.alphas_cumprod.numpy()), diffusion
 
 
 def test_progressive_generation_keeps_estimates_on_the_way_to_the_same_images():

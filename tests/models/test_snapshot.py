@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from models.config import DiffusionConfig, ModelConfig, build_model
+from models.config import DiffusionConfig, ModelConfig
+from models.networks import build_model
 from models.snapshot import RECORD_NAME, WEIGHTS_NAME, load_snapshot, write_snapshot
 
 SMALL = ModelConfig(

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from models.cli.door import COMMANDS, main
-from models.config import DiffusionConfig, ModelConfig, build_model
-from models.samplers import sample, to_uint8
+from models.config import DiffusionConfig, ModelConfig
+from models.networks import build_model
+from models.pixels import to_uint8
+from models.samplers import sample
 from models.snapshot import load_snapshot, write_snapshot
 
 TINY = ModelConfig(
