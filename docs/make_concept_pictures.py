@@ -2,8 +2,8 @@
 
     python docs/make_concept_pictures.py SNAPSHOT IMAGES [--output docs/pictures]
 
-SNAPSHOT: directory of a snapshot or checkpoint, such as the last one of `make demo`. IMAGES: a folder of images, a
-packed data set, or an .npz or .npy file, as `python -m models likelihood` takes.
+SNAPSHOT: directory of a snapshot or checkpoint, such as the last one of `make demo`. IMAGES: a folder of images, or
+an .npz or .npy file, as `python -m models likelihood` takes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(snapshot: Path, images: Path, output: Path = Path("docs/pictures")) -> 
 
     Args:
         snapshot: Directory of a snapshot or checkpoint.
-        images: Folder, packed data set, .npz or .npy with images of the model's size.
+        images: Folder, .npz or .npy with images of the model's size.
         output: Directory of the pictures.
     """
     loaded = load_snapshot(snapshot)

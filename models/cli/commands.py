@@ -124,7 +124,7 @@ def likelihood(
 
     Args:
         snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
-        data: Folder of images of the model's size, packed data set, or .npz or .npy of uint8 (N, H, W, C).
+        data: Folder of images of the model's size, or .npz or .npy of uint8 (N, H, W, C).
         num_images: Use the first so many images; all by default.
         num_steps: Bound the shorter chain that visits so many evenly spaced timesteps; all by default.
         seed: Noise of image i depends on the seed and i alone.
@@ -135,7 +135,8 @@ def likelihood(
     """
     import torch
 
-    from models.cli import image_files, likelihood_report
+    from models import likelihood_report
+    from models.cli import image_files
     from models.cli.pictures import progress_bar
     from models.cli.registry_uri import open_snapshot
     from models.likelihood import variational_bound

@@ -9,7 +9,6 @@ from scipy import stats
 
 from models import philox
 from models.cli.door import main
-from models.cli.likelihood_report import summary
 from models.config import DiffusionConfig, ModelConfig
 from models.diffusion import GaussianDiffusion
 from models.likelihood import (
@@ -19,6 +18,7 @@ from models.likelihood import (
     rate_distortion,
     variational_bound,
 )
+from models.likelihood_report import summary
 from models.networks import build_model
 from models.snapshot import write_snapshot
 from tests.support.mixture import DEVIATION, MEANS, WEIGHTS, MixtureModel, draw
