@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from common.command_line import Command, run_command
+from eval.likelihood import likelihood
 from eval.metrics.fetch import INCEPTION_URL, fetch
 from eval.protocol import parse_protocol
 from eval.settings import EvaluationSettings, PoolSettings
@@ -291,6 +292,7 @@ COMMANDS: dict[str, Command] = {
     "run": run,
     "serve": serve,
     "report": report,
+    "likelihood": likelihood,
     "neighbours": neighbours,
     "paper": paper,
     "register": register,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.blocks import check_input, sinusoidal_embedding
+from models.blocks import check_input, check_norms, sinusoidal_embedding
 from models.config import NUM_GROUPS, ModelConfig
 
 NUM_FINAL_GROUPS = 8
@@ -27,6 +27,7 @@ class AnnotatedUNet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        check_norms(config, cumulative_channels(config))
         self.config = config
         base = config.base_channels
         time_channels = 4 * base

@@ -7,6 +7,7 @@ otherwise; every part keeps dtype and device. Line numbers are those of the auth
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -133,13 +134,30 @@ def check_input(x_t: Tensor, t: Tensor, config: ModelConfig) -> None:
     H and W need not be equal nor those of the config: they must be multiples of 2 to the number of downsamplings.
     """
     factor = 2 ** (len(config.channel_multipliers) - 1)
-    if x_t.dim() != 4 or x_t.shape[1] != config.image_channels or x_t.shape[2] % factor or x_t.shape[3] % factor:
+    sides_fit = x_t.dim() == 4 and all(side > 0 and side % factor == 0 for side in x_t.shape[2:])
+    if not sides_fit or x_t.shape[1] != config.image_channels:
         raise ValueError(
             f"x_t has shape {tuple(x_t.shape)}: this network takes (B, {config.image_channels}, H, W) with H and "
             f"W multiples of {factor}, made for {config.image_size} x {config.image_size}"
         )
+    if not x_t.is_floating_point():
+        raise ValueError(f"x_t holds {x_t.dtype}: this network takes floats, images scaled to [-1, 1] with noise")
     if t.shape != x_t.shape[:1]:
         raise ValueError(f"t has shape {tuple(t.shape)}: give one timestep for each of the {x_t.shape[0]} images")
+
+
+def check_norms(config: ModelConfig, widths: Sequence[int]) -> None:
+    """Raise ValueError if a level's norms would see one value per group, of which they leave nothing.
+
+    widths: of each level in channels, finest first.
+    """
+    entering = (config.base_channels, *widths[:-1])
+    for *both, resolution in zip(entering, widths, config.level_resolutions, strict=True):
+        if resolution == 1 and NUM_GROUPS in both:
+            raise ValueError(
+                f"a level of 1 x 1 pixels has {NUM_GROUPS} channels, which GroupNorm takes in groups of one value "
+                "each: take a larger base_channels, a larger image_size or fewer channel_multipliers"
+            )
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

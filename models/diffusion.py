@@ -149,9 +149,11 @@ def predicted_noise(model: NoiseModel, x_t: Tensor, t: Tensor) -> Tensor:
 
 
 def _checked_timesteps(timesteps: Sequence[int], num_timesteps: int) -> np.ndarray:
-    chosen = np.asarray(timesteps, dtype=np.int64)
+    chosen = np.asarray(timesteps)
     if chosen.ndim != 1 or len(chosen) == 0:
         raise ValueError("timesteps is empty: give at least one timestep")
+    if chosen.dtype.kind not in "iu":
+        raise ValueError(f"timesteps {chosen.tolist()[:8]}...: they must be whole numbers")
     if chosen[0] < 0 or chosen[-1] >= num_timesteps or (np.diff(chosen) <= 0).any():
         raise ValueError(f"timesteps {chosen.tolist()[:8]}...: they must increase and lie in [0, {num_timesteps - 1}]")
     return chosen

@@ -11,6 +11,8 @@ import torch
 import torch_ema
 from torch import Tensor
 
+from common.checks import check_number, check_whole
+
 
 class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
     """torch-ema's class with the same rule and state; decay 0.9999 constant, as in the paper, by default.
@@ -30,8 +32,7 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         decay: float = 0.9999,
         use_num_updates: bool = False,
     ) -> None:
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"EMA decay is {decay}: it must lie in [0, 1]; the paper uses 0.9999")
+        check_number("EMA decay", decay, least=0, most=1, hint="the paper uses 0.9999")
         named = dict(named_parameters)
         super().__init__(named.values(), decay, use_num_updates)
         self.names = list(named)
@@ -80,8 +81,7 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         Raises ValueError if the decay is another one, or a name or shape does not fit.
         """
         self._check_decay(decay)
-        if num_updates < 0:
-            raise ValueError(f"num_updates is {num_updates}: it must not be negative")
+        check_whole("num_updates", num_updates, 0)
         if set(tensors) != set(self.names):
             odd = sorted(set(tensors) ^ set(self.names))
             raise ValueError(f"EMA state does not fit this model: {len(odd)} names differ, the first is {odd[0]}")
@@ -102,12 +102,18 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         return {**super().state_dict(), "update_count": self.update_count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """torch-ema's, but raises ValueError instead of taking over another decay or another warm-up rule."""
+        """torch-ema's, but raises ValueError instead of taking over another decay, warm-up rule or other shapes.
+
+        What is refused leaves the averages as they were.
+        """
         self._check_decay(state_dict["decay"])
         if (state_dict["num_updates"] is None) != (self.num_updates is None):
             raise ValueError(
                 "EMA state and this run differ in use_num_updates (warm-up of the decay): use the same setting"
             )
+        shapes = [shadow.shape for shadow in self.shadow_params]
+        if [shadow.shape for shadow in state_dict["shadow_params"]] != shapes:
+            raise ValueError("EMA state does not fit this model: the number or the shapes of its averages differ")
         places = [(shadow.device, shadow.dtype) for shadow in self.shadow_params]
         super().load_state_dict(state_dict)
         # torch-ema casts to the parameters' dtype, which for bfloat16 parameters would round the averages.

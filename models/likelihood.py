@@ -68,10 +68,12 @@ def variational_bound(
     x_0: (B, C, H, W) float32 or float64 in [-1, 1], on the 256 levels. indices: (B,) int64; image i's noise depends
     on (seed, i, t) alone. process: all timesteps, or a respaced one, whose bound is that of the shorter chain.
     clip_x_0: bound the network's estimates to [-1, 1], as the authors do. The work is done on the network's device.
-    Raises ValueError unless there is one index for each image.
+    Raises ValueError unless x_0 holds floats and there is one index for each image.
     """
     if len(indices) != len(x_0):
         raise ValueError(f"{len(indices)} indices for {len(x_0)} images: give one index for each image")
+    if not x_0.is_floating_point():
+        raise ValueError(f"x_0 holds {x_0.dtype}: it must be floats in [-1, 1], as models.pixels.from_uint8 makes them")
     indices = place(model, indices)
     x_0 = x_0.to(indices.device)
     terms, errors = [], []

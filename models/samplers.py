@@ -189,6 +189,8 @@ def denoise_from(
     images with the same index get the same noise. on_step is called with every step before it is taken. See sample.
     """
     check_sampler(sampler)
+    if len(indices) != len(x_t):
+        raise ValueError(f"{len(indices)} indices for {len(x_t)} images: give one index for each image")
     check_number("eta", eta, least=0, most=1, hint="0 is deterministic DDIM, 1 ancestral")
     with eval_mode(model), torch.inference_mode():
         previous = None

@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.blocks import AttentionBlock, Downsample, ResidualBlock, TimeEmbedding, Upsample, check_input, group_norm
+from models.blocks import (
+    AttentionBlock,
+    Downsample,
+    ResidualBlock,
+    TimeEmbedding,
+    Upsample,
+    check_input,
+    check_norms,
+    group_norm,
+)
 from models.config import ModelConfig
 
 
@@ -27,6 +36,7 @@ class UNet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        check_norms(config, level_channels(config))
         self.config = config
         base = config.base_channels
         time_channels = 4 * base

@@ -30,7 +30,7 @@ def dataset_bounds(
     batch_size: int | None = None,
     show: ShowProgress = lambda title, num_steps: nullcontext(lambda done, total: None),
 ) -> tuple[list[Bound], list[int]]:
-    """The bound (Ho et al. 2020, equation 5) of the first images of a data set, batch by batch, and the timesteps of their terms.
+    """The bound of the first images of a data set, batch by batch, and the timesteps of their terms (Ho et al., Eq. 5).
 
     num_images: all by default. num_steps: of the chain that visits evenly spaced timesteps, all T by default. Image
     i's noise depends on (seed, i) alone. batch_size: images measured at a time, by default what fits a few gigabytes.

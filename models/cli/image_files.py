@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -42,7 +45,7 @@ def _images(source: Path) -> Iterator[tuple[str, np.ndarray]]:
     if _is_packed(source):
         raise ValueError(f"{source} is a packed data set: measure it by `python -m eval likelihood SNAPSHOT {source}`")
     if source.is_dir():
-        for file in sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES):
+        for file in sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()):
             yield str(file), _decode(file.read_bytes(), str(file))
     elif source.suffix in (".npz", ".npy") and source.is_file():
         images = _load_array(source)
@@ -60,27 +63,31 @@ def _is_packed(source: Path) -> bool:
 
 
 def _load_array(source: Path) -> np.ndarray:
-    try:
-        loaded = np.load(source, allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{source} is not a readable array file: {error}") from error
+    loaded = _numpy(source, str(source))
     if isinstance(loaded, np.lib.npyio.NpzFile):
         names = loaded.files
         if "images" not in names and len(names) != 1:
-            raise ValueError(f"{source} holds the arrays {', '.join(names)}: one of them must be named images")
-        loaded = loaded["images" if "images" in names else names[0]]
+            held = ", ".join(names) or "nothing"
+            raise ValueError(f"{source} holds {held}: it must hold one array, or one that is named images")
+        loaded = _numpy(loaded, str(source), "images" if "images" in names else names[0])
     if loaded.dtype != np.uint8 or loaded.ndim not in (3, 4):
         raise ValueError(f"{source} holds {loaded.dtype} of shape {loaded.shape}: it must be uint8 (N, H, W, C)")
     return loaded
 
 
+def _numpy(source: Any, name: str, member: str = "") -> Any:
+    """What a .npy or .npz holds, or a member of the latter."""
+    try:
+        return source[member] if member else np.load(source, allow_pickle=False)
+    # Of a damaged file NumPy lets out what zlib, its own parser of headers and the allocation of arrays raise.
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, MemoryError) as error:
+        raise ValueError(f"{name} is not a readable array file: {error}") from error
+
+
 def _decode(content: bytes, name: str) -> np.ndarray:
     """(H, W) or (H, W, C) uint8."""
     if name.lower().endswith(".npy"):
-        try:
-            return np.load(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{name} is not a readable array: {error}") from error
+        return _numpy(io.BytesIO(content), name)
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.mode not in ("L", "RGB", "P", "1"):

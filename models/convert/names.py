@@ -67,18 +67,22 @@ def to_ours(
 ) -> dict[str, Tensor]:
     """Their tensors by our names, in our shapes; a 1x1 convolution and a linear layer are the same numbers.
 
-    Raises ValueError if a tensor is missing, left over or of another size.
+    Raises ValueError if a tensor is missing, left over, of another shape or not made of floats in memory.
     """
     shapes = {name: tensor.shape for name, tensor in build_on_meta(config).state_dict().items()}
     theirs = {name: translate(name, config) for name in shapes}
     odd = sorted(set(theirs.values()) ^ set(tensors))
     if odd:
         state = "is missing" if odd[0] not in tensors else "is unknown"
-        raise ValueError(f"{origin} does not fit the layout: {len(odd)} names differ, the first, {odd[0]}, {state}")
+        raise ValueError(f"{origin} does not fit the layout: {len(odd)} names differ, the first, {odd[0]!r}, {state}")
     for name, shape in shapes.items():
-        if tensors[theirs[name]].numel() != shape.numel():
-            found = tuple(tensors[theirs[name]].shape)
+        tensor = tensors[theirs[name]]
+        # A 1x1 convolution has two more dimensions than the linear layer of the same numbers.
+        if shape not in (tensor.shape, (*tensor.shape, 1, 1)) and tensor.shape != (*shape, 1, 1):
+            found = tuple(tensor.shape)
             raise ValueError(f"{origin}: {theirs[name]} has shape {found}, which does not fit {tuple(shape)}")
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(f"{origin}: {theirs[name]} is not a plain tensor of floats but {tensor.dtype}")
     return {name: tensors[theirs[name]].reshape(shape) for name, shape in shapes.items()}
 
 
@@ -102,6 +106,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "eps_model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    is_state = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not is_state or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{file} is not a state dict: give a file that maps parameter names to tensors")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}

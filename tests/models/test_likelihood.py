@@ -177,6 +177,32 @@ def test_an_images_bound_does_not_depend_on_its_batch():
     assert prior_divergence(diffusion, x_0).dtype == whole.total.dtype == torch.float64
 
 
+@pytest.mark.parametrize(
+    ("x_0", "message"),
+    [
+        (torch.zeros(1, 1, 2, 2, dtype=torch.uint8), r"x_0 holds torch.uint8"),
+        (torch.zeros(2, 1, 2, 2), "1 indices for 2"),
+    ],
+)
+def test_images_that_would_be_measured_wrongly_are_refused(x_0, message):
+    with pytest.raises(ValueError, match=message):
+        variational_bound(_smooth, GaussianDiffusion(DiffusionConfig(**SHORT)), x_0, torch.arange(1), 0)
+
+
+def test_a_bound_that_is_not_finite_is_not_reported():
+    diffusion = GaussianDiffusion(DiffusionConfig(**SHORT))
+    bound = variational_bound(lambda x, t: x * float("nan"), diffusion, torch.zeros(1, 1, 2, 2), torch.arange(1), 0)
+    with pytest.raises(ValueError, match="the network has diverged"):
+        summary([bound])
+
+
+def test_the_bound_of_a_chain_of_one_step_is_its_prior_and_decoder():
+    process = GaussianDiffusion(DiffusionConfig(**SHORT)).respaced([39])
+    bound = variational_bound(_smooth, process, torch.zeros(1, 1, 1, 1), torch.arange(1), 0)
+    assert bound.terms.shape == (1, 1)
+    assert float(bound.total) == float(bound.prior + bound.terms[0, 0]) > 0
+
+
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory):
     config = ModelConfig(image_size=4, base_channels=32, channel_multipliers=(1,), attention_resolutions=())
@@ -213,7 +239,7 @@ def test_the_command_reports_the_bound_of_a_file(snapshot, tmp_path, capsys):
     [
         (["/nowhere"], "/nowhere does not exist"),
         (["DATA", "--num-images", "0"], "num_images is 0"),
-        (["DATA", "--num-steps", "9"], "must lie in [1, 8]"),
+        (["DATA", "--num-steps", "9"], "must be in [1, 8]"),
     ],
 )
 def test_mistakes_are_named(snapshot, tmp_path, capsys, arguments, message):

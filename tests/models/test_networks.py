@@ -22,6 +22,34 @@ def test_every_network_predicts_noise_of_the_images_shape_and_dtype(architecture
     assert place(model, torch.arange(3)).tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("architecture", NETWORKS)
+@pytest.mark.parametrize(
+    ("x_t", "t", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0]), "x_t holds torch.uint8"),
+        (torch.zeros(1, 3, 0, 8), torch.tensor([0]), r"x_t has shape \(1, 3, 0, 8\)"),
+        (torch.zeros(1, 3, 7, 8), torch.tensor([0]), r"x_t has shape \(1, 3, 7, 8\)"),
+        (torch.zeros(1, 1, 8, 8), torch.tensor([0]), r"x_t has shape \(1, 1, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8), torch.tensor([0]), r"t has shape \(1,\)"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(architecture, x_t, t, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(ModelConfig(architecture, **SMALL))(x_t, t)
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_a_level_whose_norms_would_see_single_values_is_refused(architecture):
+    sizes = {"base_channels": 32, "attention_resolutions": ()}
+    with pytest.raises(ValueError, match="groups of one value each"):
+        build_on_meta(ModelConfig(architecture, image_size=2, channel_multipliers=(1, 1), **sizes))
+    with pytest.raises(ValueError, match="groups of one value each"):
+        build_on_meta(ModelConfig(architecture, image_size=2, channel_multipliers=(1, 2), **sizes))
+    sizes["base_channels"] = 64
+    model = build_model(ModelConfig(architecture, image_size=2, channel_multipliers=(1, 1), **sizes))
+    assert model(torch.zeros(1, 3, 2, 2), torch.tensor([0])).shape == (1, 3, 2, 2)
+
+
 def test_an_unknown_network_is_refused_where_it_would_be_built():
     for build in (build_model, build_on_meta):
         with pytest.raises(ValueError, match=r"^architecture is 'dppm': it must be one of ddpm, .*; did you mean ddpm"):

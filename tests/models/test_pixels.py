@@ -1,5 +1,6 @@
 """Levels and numbers in [-1, 1]: rounded one way, exact the other."""
 
+import pytest
 import torch
 
 from models.pixels import from_uint8, to_uint8
@@ -16,3 +17,8 @@ def test_every_level_comes_back():
     assert (numbers.dtype, float(numbers[0]), float(numbers[255])) == (torch.float32, -1.0, 1.0)
     assert torch.equal(numbers, levels.float() / 127.5 - 1)
     assert torch.equal(to_uint8(numbers), levels)
+
+
+def test_what_a_diverged_network_gives_is_no_picture():
+    with pytest.raises(ValueError, match="the network has diverged"):
+        to_uint8(torch.tensor([0.0, float("nan")]))

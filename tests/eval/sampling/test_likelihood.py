@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from data_pipeline.storage.shards import DamagedDataError, open_dataset
+from eval.__main__ import main as eval_main
+from eval.runs import read_run
 from eval.sampling.likelihood import dataset_bounds
 from models.cli.door import main
 from models.config import DiffusionConfig, ModelConfig
@@ -14,6 +16,7 @@ from models.likelihood_report import summary
 from models.networks import build_model
 from models.snapshot import load_snapshot, write_snapshot
 from tests.support.data import pack_arrays
+from tests.support.evaluation import make_run
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,7 @@ def test_numbers_out_of_range_are_refused(snapshot, tmp_path, settings, message)
 
 def test_images_of_another_size_are_refused_with_the_size_to_pack(snapshot, tmp_path):
     pack_arrays(tmp_path, 2, size=16)
-    with open_dataset(tmp_path) as dataset, pytest.raises(ValueError, match="16 x 16 .* --image-size 8"):
+    with open_dataset(tmp_path) as dataset, pytest.raises(ValueError, match=r"16 x 16 .* --image-size 8"):
         dataset_bounds(load_snapshot(snapshot), dataset)
 
 
@@ -77,3 +80,21 @@ def test_a_damaged_sample_is_named_instead_of_measured(snapshot, tmp_path):
     shard.write_bytes(content)
     with open_dataset(tmp_path) as dataset, pytest.raises(DamagedDataError, match="is damaged"):
         dataset_bounds(load_snapshot(snapshot), dataset)
+
+
+def test_the_command_measures_a_runs_newest_checkpoint_and_models_names_it(tmp_path, capsys):
+    run = make_run(tmp_path, steps=(10, 20))
+    data = read_run(run)["config"]["data"]["path"]
+    arguments = ["--num_images", "2", "--num_steps", "2", "--device", "cpu"]
+    assert eval_main(["likelihood", str(run), data, *arguments, "--output", str(tmp_path / "out")]) == 0
+    newest = json.loads(capsys.readouterr().out)
+    [checkpoint] = (run / "checkpoints").glob("step-00000020-*")
+    assert eval_main(["likelihood", str(checkpoint), data, *arguments]) == 0
+    assert json.loads(capsys.readouterr().out) == newest
+    assert json.loads((tmp_path / "out" / "likelihood.json").read_text())["num_images"] == 2
+    assert eval_main(["likelihood", str(run), data, *arguments, "--step", "10"]) == 0
+    assert json.loads(capsys.readouterr().out) != newest
+    assert eval_main(["likelihood", str(run), data, "--step", "15"]) == 2
+    assert "no complete checkpoint at step 15; there are: 10, 20" in capsys.readouterr().err
+    assert main(["likelihood", str(checkpoint), data, "--device", "cpu"]) == 2
+    assert "`python -m eval likelihood SNAPSHOT" in capsys.readouterr().err

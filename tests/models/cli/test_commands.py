@@ -80,7 +80,7 @@ def test_inspect_reports_the_model_as_json(snapshot, capsys):
         (["sample", "SNAPSHOT", "--eta", "2", "--sampler", "ddim"], "eta is 2.0"),
         (["sample", "SNAPSHOT", "--eta", "0.5"], "only the sampler ddim has it"),
         (["sample", "SNAPSHOT", "--batch-size", "0"], "batch_size is 0"),
-        (["sample", "SNAPSHOT", "--num-sampling-steps", "21"], r"must lie in [1, 20]"),
+        (["sample", "SNAPSHOT", "--num-sampling-steps", "21"], "must be in [1, 20]"),
         (["sample", "SNAPSHOT", "--device", "abacus"], "device is 'abacus'"),
         (["sample", "SNAPSHOT", "--device", "cuda:99"], "device is 'cuda:99'"),
         (["sample", "SNAPSHOT", "--colour", "red"], "--colour"),

@@ -93,6 +93,36 @@ def test_what_does_not_fit_is_named(tmp_path, name, make, error, message):
         list(read_batches(tmp_path / name, (3, 6, 6), 2, None))
 
 
+def _damaged_npz():
+    stream = io.BytesIO()
+    np.savez_compressed(stream, images=IMAGES)
+    content = bytearray(stream.getvalue())
+    content[60] ^= 255
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("unclosed.npy", _npy(IMAGES).replace(b"(5, 6, 6, 3)", b"(5, 6, 6, 3 ")),
+        ("endless.npy", _npy(IMAGES).replace(b"(5, 6, 6, 3), }        ", b"(999999999999, 6, 3), }")),
+        ("short.npy", _npy(IMAGES)[:200]),
+        ("damaged.npz", _damaged_npz()),
+    ],
+)
+def test_a_damaged_array_is_named_whatever_numpy_raises(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is not a readable array file"):
+        list(read_batches(tmp_path / name, (3, 6, 6), 2, None))
+
+
+def test_a_folder_with_the_name_of_an_image_is_passed_over(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "a.png" / "b.png").write_bytes(_png(IMAGES[0]))
+    [batch] = read_batches(tmp_path, (3, 6, 6), 2, None)
+    np.testing.assert_array_equal(batch[0], IMAGES[0].transpose(2, 0, 1))
+
+
 def test_grey_models_do_not_take_colour_images(sources):
     with pytest.raises(ValueError, match=r"\(6, 6, 3\), the model's images are uint8 of \(6, 6, 1\)"):
         list(read_batches(sources / "folder", (1, 6, 6), 2, None))
