@@ -125,8 +125,8 @@ def likelihood(
     Args:
         snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
         data: Folder of images of the model's size, or .npz or .npy of uint8 (N, H, W, C).
-        num_images: Use the first so many images; all by default.
-        num_steps: Bound the shorter chain that visits so many evenly spaced timesteps; all by default.
+        num_images: How many images to use, from the first; all by default.
+        num_steps: Bound the shorter chain that visits this many evenly spaced timesteps; all by default.
         seed: Noise of image i depends on the seed and i alone.
         batch_size: Images measured at a time; bounds the memory. By default fewer, the larger they are.
         device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.

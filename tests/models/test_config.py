@@ -1,4 +1,4 @@
-"""Configurations: what is allowed, and what a user is told otherwise."""
+"""Configurations: what is allowed, and the message for what is not."""
 
 import dataclasses
 import json

@@ -15,6 +15,7 @@ from models.config import DiffusionConfig, ModelConfig
 from models.convert.tables import EXPORTS, IMPORTS
 from models.networks import build_model
 from models.snapshot import load_snapshot, write_snapshot
+from models.unet import level_channels
 from tests.support import models_reference as reference
 
 CIFAR_LAYOUT = ModelConfig(base_channels=32)
@@ -78,7 +79,7 @@ def test_the_exported_pipeline_generates_what_we_do(tmp_path):
 
 def _google_directory(path, config, variance="fixed_large"):
     """A directory as google/ddpm-cifar10-32 has it: flat, old attention names, settings of version 0.0.4."""
-    levels = config.level_channels
+    levels = level_channels(config)
     attends = [size in config.attention_resolutions for size in config.level_resolutions]
     settings = {
         "_class_name": "UNet2DModel",
@@ -271,7 +272,7 @@ class _Trap:
         (b"nonsense", "pesser", "not a torch file"),
         ({"a": 1}, "pesser", "not a state dict"),
         ({"a": torch.zeros(1)}, "pesser", "has no convolution conv_in.weight but 'a'"),
-        ({"a": torch.zeros(1)}, "annotated", "has no image_proj.weight but a"),
+        ({"a": torch.zeros(1)}, "annotated", "has no convolution image_proj.weight but 'a'"),
         ({"conv_in.weight": torch.zeros(32, 3, 3, 3)}, "pesser", "give image_size"),
         ({"image_proj.weight": torch.zeros(32, 3, 3, 3)}, "annotated", "no residual blocks"),
         ({"a": _Trap()}, "pesser", "not a torch file of plain tensors"),
