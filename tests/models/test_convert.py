@@ -302,7 +302,7 @@ def test_incomplete_sources_and_wrong_targets_are_named(tmp_path, capsys):
     (tmp_path / "google" / "diffusion_pytorch_model.bin").unlink()
     for arguments, message in [
         (["import", str(tmp_path / "google"), str(tmp_path / "x")], "has no diffusion_pytorch_model.safetensors nor"),
-        (["import", str(tmp_path / "lacking"), str(tmp_path / "x")], "conv_in.bias, is missing"),
+        (["import", str(tmp_path / "lacking"), str(tmp_path / "x")], "'conv_in.bias', is missing"),
         (["import", str(tmp_path / "nowhere"), str(tmp_path / "x")], "no config.json"),
         (["import", str(tmp_path / "nowhere"), str(tmp_path / "x"), "--format", "pesser"], "does not exist"),
         (["export", str(tmp_path / "tutorial"), str(tmp_path / "x")], "has no form in diffusers"),
