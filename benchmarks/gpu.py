@@ -21,10 +21,11 @@ import torch
 from cluster.spool import read_metrics
 from common.command_line import run_script
 from data_pipeline.demo.sets import DemoOptions, pack_demo
-from models.config import ModelConfig, build_model
+from models.config import ModelConfig
 from models.diffusion import GaussianDiffusion
+from models.networks import build_model, eval_mode
 from models.precision import use_tf32
-from models.samplers import eval_mode, sample
+from models.samplers import sample
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES = {32: 1000, 256: 128}

@@ -33,8 +33,9 @@ import torch
 from cluster.spool import read_metrics
 from common.command_line import run_script
 from data_pipeline.demo.sets import DemoOptions, pack_demo
-from models.config import ModelConfig, build_model
+from models.config import ModelConfig
 from models.diffusion import GaussianDiffusion
+from models.networks import build_model
 from models.precision import use_tf32
 from trainer import randomness
 

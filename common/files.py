@@ -51,7 +51,7 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises OSError, or ValueError that names the file if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 

@@ -2,8 +2,8 @@
 
     python docs/make_concept_pictures.py SNAPSHOT IMAGES [--output docs/pictures]
 
-SNAPSHOT: directory of a snapshot or checkpoint, such as the last one of `make demo`. IMAGES: a folder of images, a
-packed data set, or an .npz or .npy file, as `python -m models likelihood` takes.
+SNAPSHOT: directory of a snapshot or checkpoint, such as the last one of `make demo`. IMAGES: a folder of images, or
+an .npz or .npy file, as `python -m models likelihood` takes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -25,7 +26,7 @@ from models.config import DiffusionConfig
 from models.diffusion import GaussianDiffusion
 from models.generation import interpolate, progressive, variations
 from models.likelihood import BITS, variational_bound
-from models.samplers import to_uint8
+from models.pixels import from_uint8, to_uint8
 from models.snapshot import Snapshot, load_snapshot
 
 SEED = 0
@@ -38,12 +39,12 @@ def main(snapshot: Path, images: Path, output: Path = Path("docs/pictures")) -> 
 
     Args:
         snapshot: Directory of a snapshot or checkpoint.
-        images: Folder, packed data set, .npz or .npy with images of the model's size.
+        images: Folder, .npz or .npy with images of the model's size.
         output: Directory of the pictures.
     """
     loaded = load_snapshot(snapshot)
     batch = next(read_batches(images, loaded.model_config.image_shape, 64, 64))
-    x_0 = torch.from_numpy(batch).float() / 127.5 - 1.0
+    x_0 = from_uint8(torch.from_numpy(batch))
     output.mkdir(parents=True, exist_ok=True)
     draw_schedules(output / "concepts-schedules.png")
     draw_noising(loaded, x_0[:NUM_ROWS], output / "concepts-noising.png")
@@ -58,8 +59,8 @@ def draw_schedules(file: Path) -> None:
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     for axes, schedule in zip(figure.subplots(1, 2, sharey=True), ("linear", "cosine"), strict=True):
         diffusion = GaussianDiffusion(DiffusionConfig(schedule=schedule))
-        axes.plot(diffusion.sqrt_alphas_cumprod, label="image")
-        axes.plot(diffusion.sqrt_one_minus_alphas_cumprod, label="noise")
+        axes.plot(diffusion.tables.sqrt_alphas_cumprod, label="image")
+        axes.plot(diffusion.tables.sqrt_one_minus_alphas_cumprod, label="noise")
         axes.set_title(schedule, fontsize=10)
         axes.set_xlabel("timestep t")
     figure.axes[0].set_ylabel("weight in x_t")
@@ -67,7 +68,7 @@ def draw_schedules(file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-def draw_noising(snapshot: Snapshot, x_0: torch.Tensor, file: Path) -> None:
+def draw_noising(snapshot: Snapshot, x_0: Tensor, file: Path) -> None:
     """Equation 4: the same image and noise at several timesteps."""
     timesteps = [0, 50, 100, 200, 300, 500, 750, 999]
     noise = philox.normal(SEED, "pictures/noise", torch.arange(len(x_0)), x_0.shape[1:])
@@ -83,7 +84,7 @@ def draw_denoising(snapshot: Snapshot, file: Path) -> None:
     draw_rows(rows, labels, file, ["x_t", "estimate"] * 2)
 
 
-def draw_interpolation(snapshot: Snapshot, x_0: torch.Tensor, file: Path) -> None:
+def draw_interpolation(snapshot: Snapshot, x_0: Tensor, file: Path) -> None:
     """Figure 8: two images at the ends, mixtures denoised from several depths between."""
     weights = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     timesteps = [50, 250, 500, 750]
@@ -98,14 +99,14 @@ def draw_interpolation(snapshot: Snapshot, x_0: torch.Tensor, file: Path) -> Non
     draw_rows(torch.stack(rows), labels, file, [f"t = {timestep}" for timestep in timesteps])
 
 
-def draw_variations(snapshot: Snapshot, x_0: torch.Tensor, file: Path) -> None:
+def draw_variations(snapshot: Snapshot, x_0: Tensor, file: Path) -> None:
     """Figure 7: images from one shared x_t, the deeper the less alike."""
     timesteps = [100, 250, 500, 999]
     rows = [variations(snapshot.model, snapshot.diffusion, x_0, 8, SEED, timestep) for timestep in timesteps]
     draw_rows(torch.stack(rows), [""] * 8, file, [f"t = {timestep}" for timestep in timesteps])
 
 
-def draw_bound(snapshot: Snapshot, x_0: torch.Tensor, file: Path) -> None:
+def draw_bound(snapshot: Snapshot, x_0: Tensor, file: Path) -> None:
     """Where the bits are: each term of the bound, and the rate-distortion curve."""
     bound = variational_bound(snapshot.model, snapshot.diffusion, x_0, torch.arange(len(x_0)), SEED)
     figure = Figure(figsize=(7, 2.6), layout="constrained")
@@ -119,7 +120,7 @@ def draw_bound(snapshot: Snapshot, x_0: torch.Tensor, file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-def draw_rows(rows: torch.Tensor, labels: Sequence[str], file: Path, names: Sequence[str] = ()) -> None:
+def draw_rows(rows: Tensor, labels: Sequence[str], file: Path, names: Sequence[str] = ()) -> None:
     """Images (R, N, C, H, W) in [-1, 1] as a table with a label over each column and a name before each row."""
     num_rows, num_columns = rows.shape[:2]
     figure = Figure(figsize=(CELL_INCHES * num_columns + 0.6, (CELL_INCHES + 0.05) * num_rows + 0.3))

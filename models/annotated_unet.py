@@ -8,34 +8,38 @@ four levels it has the tutorial's 167,777,987 parameters.
 
 from __future__ import annotations
 
+import itertools
+import operator
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.blocks import check_input, check_norms, sinusoidal_embedding
 from models.config import NUM_GROUPS, ModelConfig
-from models.unet import check_input, sinusoidal_embedding
 
 NUM_FINAL_GROUPS = 8
 
 
 class AnnotatedUNet(nn.Module):
-    """eps_theta(x_t, t) by the tutorial's network. See models.config.build_model for shapes and dtypes."""
+    """eps_theta(x_t, t) by the tutorial's network. See models.networks.build_model for shapes and dtypes."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        check_norms(config, cumulative_channels(config))
         self.config = config
         base = config.base_channels
         time_channels = 4 * base
         self.image_proj = nn.Conv2d(config.image_channels, base, 3, padding=1)
         self.time_emb = TimeEmbedding(base, time_channels)
         self.down = nn.ModuleList(_down_modules(config, time_channels))
-        self.middle = MiddleBlock(config.level_channels[-1], time_channels, config.dropout)
+        self.middle = MiddleBlock(cumulative_channels(config)[-1], time_channels, config.dropout)
         self.up = nn.ModuleList(_up_modules(config, time_channels))
         self.norm = nn.GroupNorm(NUM_FINAL_GROUPS, base)
         self.final = nn.Conv2d(base, config.image_channels, 3, padding=1)
 
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         check_input(x_t, t, self.config)
         time_features = self.time_emb(t)
         hidden = self.image_proj(x_t.to(self.image_proj.weight.dtype))
@@ -50,7 +54,7 @@ class AnnotatedUNet(nn.Module):
             hidden = self._run(module, hidden, time_features)
         return self.final(F.silu(self.norm(hidden))).to(x_t.dtype)
 
-    def _run(self, module: nn.Module, hidden: torch.Tensor, time_features: torch.Tensor) -> torch.Tensor:
+    def _run(self, module: nn.Module, hidden: Tensor, time_features: Tensor) -> Tensor:
         if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(module, hidden, time_features, use_reentrant=False)
         return module(hidden, time_features)
@@ -65,7 +69,7 @@ class TimeEmbedding(nn.Module):
         self.lin1 = nn.Linear(channels, time_channels)
         self.lin2 = nn.Linear(time_channels, time_channels)
 
-    def forward(self, t: torch.Tensor) -> torch.Tensor:
+    def forward(self, t: Tensor) -> Tensor:
         features = sinusoidal_embedding(t, self.channels, self.lin1.weight.dtype)
         return self.lin2(F.silu(self.lin1(features)))
 
@@ -83,7 +87,7 @@ class ResidualBlock(nn.Module):
         self.time_emb = nn.Linear(time_channels, out_channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, time_features: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, time_features: Tensor) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = hidden + self.time_emb(F.silu(time_features))[:, :, None, None]
         hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
@@ -99,7 +103,7 @@ class AttentionBlock(nn.Module):
         self.projection = nn.Linear(channels, 3 * channels)
         self.output = nn.Linear(channels, channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2)
         query, key, value = self.projection(tokens).unsqueeze(1).chunk(3, dim=-1)
         attended = self.output(F.scaled_dot_product_attention(query, key, value).squeeze(1))
@@ -118,7 +122,7 @@ class Block(nn.Module):
         self.res = ResidualBlock(in_channels, out_channels, time_channels, dropout)
         self.attn = AttentionBlock(out_channels) if attends else nn.Identity()
 
-    def forward(self, x: torch.Tensor, time_features: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, time_features: Tensor) -> Tensor:
         return self.attn(self.res(x, time_features))
 
 
@@ -131,7 +135,7 @@ class MiddleBlock(nn.Module):
         self.attn = AttentionBlock(channels)
         self.res2 = ResidualBlock(channels, channels, time_channels, dropout)
 
-    def forward(self, x: torch.Tensor, time_features: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, time_features: Tensor) -> Tensor:
         return self.res2(self.attn(self.res1(x, time_features)), time_features)
 
 
@@ -142,7 +146,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
 
-    def forward(self, x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, _: Tensor) -> Tensor:
         return self.conv(x)
 
 
@@ -153,29 +157,36 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, _: Tensor) -> Tensor:
         return self.conv(x)
+
+
+def cumulative_channels(config: ModelConfig) -> tuple[int, ...]:
+    """Width of each level in channels, finest first: each multiplier multiplies the width before it."""
+    return tuple(itertools.accumulate(config.channel_multipliers, operator.mul, initial=config.base_channels))[1:]
 
 
 def _down_modules(config: ModelConfig, time_channels: int) -> list[nn.Module]:
     modules: list[nn.Module] = []
     channels = config.base_channels
-    for level, width in enumerate(config.level_channels):
+    widths = cumulative_channels(config)
+    for level, width in enumerate(widths):
         attends = config.level_resolutions[level] in config.attention_resolutions
         for _ in range(config.num_res_blocks):
             modules.append(Block(channels, width, time_channels, config.dropout, attends))
             channels = width
-        if level < len(config.level_channels) - 1:
+        if level < len(widths) - 1:
             modules.append(Downsample(width))
     return modules
 
 
 def _up_modules(config: ModelConfig, time_channels: int) -> list[nn.Module]:
     modules: list[nn.Module] = []
-    narrower = (config.base_channels, *config.level_channels[:-1])
-    for level in reversed(range(len(config.level_channels))):
+    widths = cumulative_channels(config)
+    narrower = (config.base_channels, *widths[:-1])
+    for level in reversed(range(len(widths))):
         attends = config.level_resolutions[level] in config.attention_resolutions
-        width = config.level_channels[level]
+        width = widths[level]
         # The last block of a level narrows to the next one's width, before upsampling.
         for out_channels in [width] * config.num_res_blocks + [narrower[level]]:
             # The skip is as wide as the block's output: for the last one it comes from the level's own entrance.

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
+from typing import Literal, get_args
 
-if TYPE_CHECKING:
-    from torch import nn
+from common.checks import check, check_choice, check_number, check_whole
 
 NUM_GROUPS = 32
 """Groups of every GroupNorm (authors' code, nn defaults): all widths must be multiples of it."""
+LARGEST = {"image_size": 2**16, "image_channels": 2**16, "base_channels": 2**16, "num_res_blocks": 100}
+"""Far beyond what anybody trains, so that a damaged file cannot make a program build without end."""
+MAX_MULTIPLIER = 2**16
+MAX_TIMESTEPS = 100_000
+MAX_LOG_NOISE = 170.0
+"""Largest -log(alphas_cumprod) at the end: beyond it sqrt(1 / alphas_cumprod) leaves float32."""
+MIN_BETA = 1e-8
+"""Smaller betas lose their digits in 1 - beta."""
+Schedule = Literal["linear", "cosine"]
+Variance = Literal["fixedlarge", "fixedsmall"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +29,7 @@ class ModelConfig:
     Raises ValueError, naming the value and what is allowed, if the network could not be built.
     """
 
-    architecture: Literal["ddpm", "annotated"] = "ddpm"
+    architecture: str = "ddpm"
     """ddpm: the U-Net of Ho et al. 2020; annotated: the variant of the labml.ai annotated tutorial."""
     image_size: int = 32
     """Height and width of the images in pixels; divisible by 2 to the number of downsamplings."""
@@ -39,28 +49,19 @@ class ModelConfig:
     """Recompute each residual block in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        _check_choice(self, "architecture")
+        check(isinstance(self.architecture, str), "architecture", self.architecture, "a name, such as ddpm")
         for name in ("channel_multipliers", "attention_resolutions"):
             object.__setattr__(self, name, _integers(name, getattr(self, name)))
-        for name in ("image_size", "image_channels", "base_channels", "num_res_blocks"):
-            _check_positive_integer(name, getattr(self, name))
-        if not self.channel_multipliers:
-            raise ValueError("channel_multipliers is empty: give one multiplier for each level, such as 1,2,2,2")
-        _check_number("dropout", self.dropout)
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}: it must lie in [0, 1); 0 turns it off")
-        self._check_widths()
+        for name, most in LARGEST.items():
+            check_whole(name, getattr(self, name), 1, most)
+        check(len(self.channel_multipliers) > 0, "channel_multipliers", (), "one number for each level, such as 1,2,2")
+        check_number("dropout", self.dropout, least=0, below=1, hint="0 turns it off")
+        recomputes = self.gradient_checkpointing
+        check(isinstance(recomputes, bool), "gradient_checkpointing", recomputes, "true or false")
+        # Enough for every network's norms, since all widths are multiples of the base.
+        groups = f"a multiple of {NUM_GROUPS}, the groups of each GroupNorm"
+        check(self.base_channels % NUM_GROUPS == 0, "base_channels", self.base_channels, groups)
         self._check_resolutions()
-
-    @property
-    def level_channels(self) -> tuple[int, ...]:
-        """Width of each level in channels, finest first."""
-        widths = []
-        cumulative = self.base_channels
-        for multiplier in self.channel_multipliers:
-            cumulative *= multiplier
-            widths.append(cumulative if self.architecture == "annotated" else self.base_channels * multiplier)
-        return tuple(widths)
 
     @property
     def level_resolutions(self) -> tuple[int, ...]:
@@ -71,15 +72,6 @@ class ModelConfig:
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
         return (self.image_channels, self.image_size, self.image_size)
-
-    def _check_widths(self) -> None:
-        for width in (self.base_channels, *self.level_channels):
-            if width % NUM_GROUPS:
-                raise ValueError(
-                    f"base_channels {self.base_channels} with channel_multipliers {self.channel_multipliers} gives "
-                    f"a level of {width} channels: GroupNorm has {NUM_GROUPS} groups, so every width must be a "
-                    f"multiple of {NUM_GROUPS}; choose base_channels = {NUM_GROUPS}, {2 * NUM_GROUPS}, ..."
-                )
 
     def _check_resolutions(self) -> None:
         factor = 2 ** (len(self.channel_multipliers) - 1)
@@ -103,63 +95,41 @@ class DiffusionConfig:
 
     num_timesteps: int = 1000
     """Number of diffusion steps T; timesteps are 0 ... T-1."""
-    schedule: Literal["linear", "cosine"] = "linear"
+    schedule: Schedule = "linear"
     """linear: betas from beta_start to beta_end (the paper); cosine: improved DDPM, ignores both."""
     beta_start: float = 1e-4
     """First beta of the linear schedule."""
     beta_end: float = 0.02
     """Last beta of the linear schedule."""
-    variance: Literal["fixedlarge", "fixedsmall"] = "fixedlarge"
+    variance: Variance = "fixedlarge"
     """Variance of the reverse step: beta_t (paper, CIFAR-10) or the posterior's (paper, 256 pixels)."""
 
     def __post_init__(self) -> None:
-        _check_choice(self, "schedule")
-        _check_choice(self, "variance")
-        _check_positive_integer("num_timesteps", self.num_timesteps)
-        if self.num_timesteps < 2:
-            raise ValueError(f"num_timesteps is {self.num_timesteps}: it must be at least 2; the paper uses 1000")
+        check_choice("schedule", self.schedule, get_args(Schedule))
+        check_choice("variance", self.variance, get_args(Variance))
+        check_whole("num_timesteps", self.num_timesteps, 2, MAX_TIMESTEPS, "the paper uses 1000")
         for name in ("beta_start", "beta_end"):
-            _check_number(name, getattr(self, name))
-            if not 0.0 < getattr(self, name) < 1.0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must lie strictly between 0 and 1")
+            check_number(name, getattr(self, name), least=MIN_BETA, below=1)
         if self.beta_end < self.beta_start:
             raise ValueError(f"beta_end {self.beta_end} is below beta_start {self.beta_start}: betas must not fall")
+        if self.schedule == "linear":
+            self._check_noise()
 
-
-def build_model(config: ModelConfig) -> nn.Module:
-    """Build the network with fresh weights drawn from torch's global generator.
-
-    Its forward takes x_t: (B, C, H, W) float and t: (B,) int64 in [0, T) and returns the predicted noise,
-    (B, C, H, W) in x_t's dtype.
-    """
-    if config.architecture == "annotated":
-        from models.annotated_unet import AnnotatedUNet
-
-        return AnnotatedUNet(config)
-    from models.unet import UNet
-
-    return UNet(config)
-
-
-def _check_choice(config: object, name: str) -> None:
-    allowed = get_args(get_type_hints(type(config))[name])
-    if getattr(config, name) not in allowed:
-        raise ValueError(f"{name} is {getattr(config, name)!r}: choose one of {', '.join(allowed)}")
-
-
-def _check_positive_integer(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}: it must be a whole number, at least 1")
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is {value!r}: it must be a number")
+    def _check_noise(self) -> None:
+        """What is left of the image at the end must still be a number."""
+        slope = (self.beta_end - self.beta_start) / (self.num_timesteps - 1)
+        log_noise = -sum(math.log1p(-self.beta_start - slope * t) for t in range(self.num_timesteps))
+        if log_noise > MAX_LOG_NOISE:
+            raise ValueError(
+                f"num_timesteps {self.num_timesteps} with betas from {self.beta_start} to {self.beta_end} leaves "
+                f"exp(-{log_noise:.0f}) of an image's variance at the end, which float32 cannot hold: "
+                "take fewer timesteps or a smaller beta_end; the paper's 1000 from 0.0001 to 0.02 leave exp(-10)"
+            )
 
 
 def _integers(name: str, values: object) -> tuple[int, ...]:
-    if not isinstance(values, list | tuple):
-        raise ValueError(f"{name} is {values!r}: it must be a list of whole numbers")
-    for value in values:
-        _check_positive_integer(f"a value of {name}", value)
-    return tuple(values)
+    numbers = tuple(values) if isinstance(values, list | tuple) else None
+    check(numbers is not None, name, values, "a list of whole numbers")
+    for value in numbers or ():
+        check_whole(f"a value of {name}", value, 1, MAX_MULTIPLIER)
+    return numbers or ()

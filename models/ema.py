@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 import torch_ema
+from torch import Tensor
+
+from common.checks import check_number, check_whole
 
 
 class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
@@ -20,17 +23,16 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
     """
 
     num_updates: int | None
-    shadow_params: list[torch.Tensor]
-    collected_params: list[torch.Tensor] | None
+    shadow_params: list[Tensor]
+    collected_params: list[Tensor] | None
 
     def __init__(
         self,
-        named_parameters: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]],
+        named_parameters: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
         decay: float = 0.9999,
         use_num_updates: bool = False,
     ) -> None:
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"EMA decay is {decay}: it must lie in [0, 1]; the paper uses 0.9999")
+        check_number("EMA decay", decay, least=0, most=1, hint="the paper uses 0.9999")
         named = dict(named_parameters)
         super().__init__(named.values(), decay, use_num_updates)
         self.names = list(named)
@@ -38,7 +40,7 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         self.update_count: int | None = 0
 
     @torch.no_grad()
-    def update(self, parameters: Iterable[torch.Tensor] | None = None) -> None:
+    def update(self, parameters: Iterable[Tensor] | None = None) -> None:
         """Move each average towards its parameter by 1 - decay; call once after every optimiser step."""
         current = self._get_parameters(parameters)
         if self.update_count is not None:
@@ -65,19 +67,18 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         warm = math.prod(self._decay_at(k) for k in range(1, num_warm + 1))
         return warm * self.decay ** (self.update_count - num_warm)
 
-    def named_state(self) -> dict[str, torch.Tensor]:
+    def named_state(self) -> dict[str, Tensor]:
         """Copies of the averages, float32 (float64 of float64 tensors), by the names given at the start."""
         return {name: shadow.detach().clone() for name, shadow in zip(self.names, self.shadow_params, strict=True)}
 
     @torch.no_grad()
-    def load_named_state(self, tensors: Mapping[str, torch.Tensor], num_updates: int, decay: float) -> None:
+    def load_named_state(self, tensors: Mapping[str, Tensor], num_updates: int, decay: float) -> None:
         """Continue from named_state's tensors, after num_updates updates with that decay.
 
         Raises ValueError if the decay is another one, or a name or shape does not fit.
         """
         self._check_decay(decay)
-        if num_updates < 0:
-            raise ValueError(f"num_updates is {num_updates}: it must not be negative")
+        check_whole("num_updates", num_updates, 0)
         if set(tensors) != set(self.names):
             odd = sorted(set(tensors) ^ set(self.names))
             raise ValueError(f"EMA state does not fit this model: {len(odd)} names differ, the first is {odd[0]}")
@@ -98,12 +99,18 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         return {**super().state_dict(), "update_count": self.update_count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """torch-ema's, but raises ValueError instead of taking over another decay or another warm-up rule."""
+        """torch-ema's, but raises ValueError instead of taking over another decay, warm-up rule or other shapes.
+
+        What is refused leaves the averages as they were.
+        """
         self._check_decay(state_dict["decay"])
         if (state_dict["num_updates"] is None) != (self.num_updates is None):
             raise ValueError(
                 "EMA state and this run differ in use_num_updates (warm-up of the decay): use the same setting"
             )
+        shapes = [shadow.shape for shadow in self.shadow_params]
+        if [shadow.shape for shadow in state_dict["shadow_params"]] != shapes:
+            raise ValueError("EMA state does not fit this model: the number or the shapes of its averages differ")
         places = [(shadow.device, shadow.dtype) for shadow in self.shadow_params]
         super().load_state_dict(state_dict)
         # torch-ema casts to the parameters' dtype, which for bfloat16 parameters would round the averages.
@@ -114,7 +121,7 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         self.update_count = state_dict.get("update_count", self.num_updates)
 
     @contextlib.contextmanager
-    def average_parameters(self, parameters: Iterable[torch.Tensor] | None = None) -> Iterator[None]:
+    def average_parameters(self, parameters: Iterable[Tensor] | None = None) -> Iterator[None]:
         """torch-ema's, but gives back the memory of the stored parameters at the end."""
         collected = self.collected_params
         try:
@@ -134,5 +141,5 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
             )
 
 
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -9,9 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
+
+from common.checks import check_whole
 
 _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -21,7 +25,7 @@ _CHUNK = 1 << 16
 """Counters worked on at a time: small enough for a CPU's cache, large enough to hide the cost of a call."""
 
 
-def philox_4x32(counter: Sequence[torch.Tensor], key: tuple[int, int]) -> list[torch.Tensor]:
+def philox_4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
     """Encrypt four words of counter with two words of key: the bijection Philox 4x32 with 10 rounds.
 
     counter: four int64 tensors of one shape with values in [0, 2^32); key: two such numbers.
@@ -45,7 +49,7 @@ def philox_4x32(counter: Sequence[torch.Tensor], key: tuple[int, int]) -> list[t
 
 
 @functools.cache
-def _cuda_kernel() -> Callable[..., tuple[torch.Tensor, ...]]:
+def _cuda_kernel() -> Callable[..., tuple[Tensor, ...]]:
     """The same as one kernel: a GPU needs longer to start the hundred of a call than for their work.
 
     torch compiles it at first use, without a compiler of the system's.
@@ -73,17 +77,18 @@ def _cuda_kernel() -> Callable[..., tuple[torch.Tensor, ...]]:
 
 
 def stream_key(seed: int, stream: str) -> tuple[int, int]:
-    """The two 32-bit key words of a stream: 64 bits of BLAKE2b over the seed and the stream's name."""
-    digest = hashlib.blake2b(f"{int(seed)}/{stream}".encode(), digest_size=8).digest()
+    """The two 32-bit key words of a stream: 64 bits of BLAKE2b over the seed, any integer, and the stream's name."""
+    digest = hashlib.blake2b(f"{operator.index(seed)}/{stream}".encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
-def uniform_bits(seed: int, stream: str, index: torch.Tensor, draw: int, num: int) -> torch.Tensor:
+def uniform_bits(seed: int, stream: str, index: Tensor, draw: int, num: int) -> Tensor:
     """Random 32-bit words, (B, num) int64 in [0, 2^32), on index's device.
 
     seed: any integer. stream: a name; streams are independent. index: (B,) int64, the identity of each row.
     draw: in [0, 2^32), for instance the timestep. Row b depends on (seed, stream, index[b], draw) alone, and
-    asking for more words continues the row. Raises ValueError if index or draw is out of range.
+    asking for more words continues the row. Raises ValueError if index is not (B,) int64 or draw is out of
+    range, TypeError for a seed that is not an integer.
     """
     if index.dim() != 1 or index.dtype != torch.int64:
         raise ValueError(f"index must be a (B,) int64 tensor, got {tuple(index.shape)} {index.dtype}")
@@ -105,11 +110,11 @@ def uniform_bits(seed: int, stream: str, index: torch.Tensor, draw: int, num: in
 def uniform(
     seed: int,
     stream: str,
-    index: torch.Tensor,
+    index: Tensor,
     shape: Sequence[int],
     draw: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
+) -> Tensor:
     """Uniform numbers in [0, 1): (B, *shape) in float32 (24 random bits) or float64 (32 random bits)."""
     bits = uniform_bits(seed, stream, index, draw, math.prod(shape))
     if dtype == torch.float32:
@@ -124,16 +129,18 @@ def uniform(
 def normal(
     seed: int,
     stream: str,
-    index: torch.Tensor,
+    index: Tensor,
     shape: Sequence[int],
     draw: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
+) -> Tensor:
     """Standard normal numbers, (B, *shape) in dtype, by the Box-Muller transform of pairs of words.
 
     Computed in float64 and rounded once: devices whose logarithms differ in the last bit of a double still
     agree in float32. Largest magnitude possible: 6.77.
     """
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}: it must be a floating one")
     num = math.prod(shape)
     num_pairs = -(-num // 2)
     bits = uniform_bits(seed, stream, index, draw, 2 * num_pairs).view(index.shape[0], num_pairs, 2)
@@ -144,9 +151,8 @@ def normal(
     return values.view(index.shape[0], 2 * num_pairs)[:, :num].reshape(index.shape[0], *shape)
 
 
-def randint(seed: int, stream: str, index: torch.Tensor, high: int, draw: int = 0) -> torch.Tensor:
+def randint(seed: int, stream: str, index: Tensor, high: int, draw: int = 0) -> Tensor:
     """Uniform integers in [0, high), (B,) int64; 1 <= high < 2^63. Bias below high / 2^63."""
-    if not 1 <= high < 2**63:
-        raise ValueError(f"high is {high}: it must lie in [1, 2^63)")
+    check_whole("high", high, 1, 2**63 - 1)
     bits = uniform_bits(seed, stream, index, draw, 2)
     return ((bits[:, 0] >> 1) << 32 | bits[:, 1]) % high

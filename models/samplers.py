@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from common.checks import check_choice, check_number, check_whole
 from models import philox
 from models.diffusion import GaussianDiffusion, NoiseModel
+from models.networks import eval_mode, image_shape, place
 
-LOWEST_LOG_SNR = -5.1
+LOWEST_HALF_LOG_SNR = -5.1
 """Where the steps of DPM-Solver++ begin to be spread from; the paper's linear schedule ends at -5.06."""
 
 Progress = Callable[[int, int], None]
@@ -28,38 +29,52 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Step:
-    """What one reverse step starts from. `position` counts in the process, `x_0` is the network's estimate."""
+    """What one reverse step starts from.
+
+    x_t and x_0, the network's estimate from it: (B, C, H, W) of one float dtype. position: the step t in the process,
+    0 the last taken. eta: in [0, 1]. noise: draws standard normal numbers like x_t. previous: the step before, if any.
+    """
 
     process: GaussianDiffusion
-    x_t: torch.Tensor
-    x_0: torch.Tensor
+    x_t: Tensor
+    x_0: Tensor
     position: int
     eta: float
-    noise: Callable[[], torch.Tensor]
+    noise: Callable[[], Tensor]
     previous: Step | None
 
     @property
-    def t(self) -> torch.Tensor:
-        """The position of every image, (B,) int64."""
+    def t(self) -> Tensor:
+        """The position of every image, (B,) int64 on their device."""
         return self.x_t.new_full((self.x_t.shape[0],), self.position, dtype=torch.int64)
 
-    def table(self, name: str) -> float:
-        """This step's entry of a table of the process."""
-        return float(getattr(self.process, name)[self.position])
+    @property
+    def alpha_bar(self) -> float:
+        """alphas_cumprod at x_t, in (0, 1)."""
+        return float(self.process.tables.alphas_cumprod[self.position])
+
+    @property
+    def alpha_bar_prev(self) -> float:
+        """alphas_cumprod at x_{t-1}, which the step leads to; 1 where that is an image."""
+        return float(self.process.tables.alphas_cumprod_prev[self.position])
 
 
-def ddpm_step(step: Step) -> torch.Tensor:
-    """Ancestral sampling, Ho et al. 2020, algorithm 2: the posterior mean of the estimate plus sigma_t z."""
+def ddpm_step(step: Step) -> Tensor:
+    """Ancestral sampling, Ho et al. 2020, algorithm 2: the posterior mean of the estimate plus sigma_t z.
+
+    Returns x_{t-1}, like x_t; so does every rule below.
+    """
     mean = step.process.posterior_mean(step.x_0, step.x_t, step.t)
     if step.position == 0:
         return mean
-    return mean + math.exp(0.5 * step.table("model_log_variance")) * step.noise()
+    log_variance = float(step.process.tables.model_log_variance[step.position])
+    return mean + math.exp(0.5 * log_variance) * step.noise()
 
 
-def ddim_step(step: Step) -> torch.Tensor:
+def ddim_step(step: Step) -> Tensor:
     """Song, Meng and Ermon 2021, equation 12, with the sigma of equation 16: eta 0 is deterministic, 1 ancestral."""
-    alpha_bar, alpha_bar_prev = step.table("alphas_cumprod"), step.table("alphas_cumprod_prev")
-    sigma = step.eta * math.sqrt(step.table("posterior_variance"))
+    alpha_bar, alpha_bar_prev = step.alpha_bar, step.alpha_bar_prev
+    sigma = step.eta * math.sqrt(float(step.process.tables.posterior_variance[step.position]))
     # The direction to x_t must belong to the clipped estimate, or the two would not add up to x_t.
     direction = (step.x_t - math.sqrt(alpha_bar) * step.x_0) / math.sqrt(1.0 - alpha_bar)
     mean = math.sqrt(alpha_bar_prev) * step.x_0
@@ -67,7 +82,7 @@ def ddim_step(step: Step) -> torch.Tensor:
     return mean if step.position == 0 or sigma == 0.0 else mean + sigma * step.noise()
 
 
-def dpm_solver_step(step: Step) -> torch.Tensor:
+def dpm_solver_step(step: Step) -> Tensor:
     """DPM-Solver++(2M), Lu et al. 2022, algorithm 2: second order from the previous estimate, without noise.
 
     The first step is of first order for want of a history. So is the last, whose target has no noise left: its
@@ -76,12 +91,13 @@ def dpm_solver_step(step: Step) -> torch.Tensor:
     """
     if step.position == 0:
         return step.x_0
-    alpha_bar, alpha_bar_prev = step.table("alphas_cumprod"), step.table("alphas_cumprod_prev")
-    log_snr, log_snr_next = _log_snr(alpha_bar), _log_snr(alpha_bar_prev)
-    width = log_snr_next - log_snr
+    alpha_bar, alpha_bar_prev = step.alpha_bar, step.alpha_bar_prev
+    # The paper's lambda, lambda at the target, and h.
+    start, end = _half_log_snr(alpha_bar), _half_log_snr(alpha_bar_prev)
+    width = end - start
     estimate = step.x_0
     if step.previous is not None:
-        ratio = (log_snr - _log_snr(step.previous.table("alphas_cumprod"))) / width
+        ratio = (start - _half_log_snr(step.previous.alpha_bar)) / width
         if ratio > 1.0 / 3.0:
             estimate = estimate + (step.x_0 - step.previous.x_0) / (2.0 * ratio)
     scale = math.sqrt((1.0 - alpha_bar_prev) / (1.0 - alpha_bar))
@@ -89,18 +105,22 @@ def dpm_solver_step(step: Step) -> torch.Tensor:
 
 
 def uniform_timesteps(diffusion: GaussianDiffusion, num_sampling_steps: int) -> list[int]:
-    """Timesteps in equal distances, both ends included; one step is T - 1 alone."""
+    """Timesteps in equal distances, both ends included; one step is T - 1 alone. num_sampling_steps: in [1, T]."""
     targets = np.linspace(diffusion.num_timesteps - 1, 0, num_sampling_steps)[::-1]
     return np.round(targets).astype(int).tolist()
 
 
 def log_snr_timesteps(diffusion: GaussianDiffusion, num_sampling_steps: int) -> list[int]:
-    """Timesteps in equal distances of log-SNR (Lu et al. 2022), both ends included, no two the same."""
+    """Timesteps in equal distances of log-SNR (Lu et al. 2022), both ends included, no two the same.
+
+    diffusion: with all its timesteps. num_sampling_steps: in [1, T].
+    """
     num_timesteps = diffusion.num_timesteps
-    log_snr = np.array([_log_snr(value) for value in diffusion.alphas_cumprod.tolist()])
+    half_log_snr = np.array([_half_log_snr(value) for value in diffusion.tables.alphas_cumprod.tolist()])
     # The cosine schedule ends at almost pure noise, whose log-SNR would claim half of the steps.
-    targets = np.linspace(max(log_snr[-1], LOWEST_LOG_SNR), log_snr[0], num_sampling_steps)[::-1]
-    nearest = np.abs(log_snr[None, :] - targets[:, None]).argmin(axis=1)
+    lowest = max(half_log_snr[-1], LOWEST_HALF_LOG_SNR)
+    targets = np.linspace(lowest, half_log_snr[0], num_sampling_steps)[::-1]
+    nearest = np.abs(half_log_snr[None, :] - targets[:, None]).argmin(axis=1)
     nearest[-1] = num_timesteps - 1
     # Early timesteps lie far apart in log-SNR: push equal choices up, then keep room at the end.
     steps = np.arange(num_sampling_steps)
@@ -112,7 +132,7 @@ def log_snr_timesteps(diffusion: GaussianDiffusion, num_sampling_steps: int) -> 
 class Sampler:
     """A rule for one step and the timesteps it likes best."""
 
-    step: Callable[[Step], torch.Tensor]
+    step: Callable[[Step], Tensor]
     spacing: Callable[[GaussianDiffusion, int], list[int]] = uniform_timesteps
 
 
@@ -126,7 +146,7 @@ SAMPLERS = {
 def sample(
     model: NoiseModel,
     diffusion: GaussianDiffusion,
-    indices: torch.Tensor,
+    indices: Tensor,
     seed: int,
     sampler: str = "ddpm",
     num_sampling_steps: int | None = None,
@@ -136,14 +156,14 @@ def sample(
     *,
     timesteps: Sequence[int] | None = None,
     shape: Sequence[int] | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Generate one image for each index: (B, C, H, W) float32 in [-1, 1] (unbounded with clip_x_0 = False).
 
-    indices: (B,) int64, not negative; image i depends on (seed, i) alone, up to the rounding of the network's
-    arithmetic. sampler: a name in SAMPLERS. num_sampling_steps: how many of the T timesteps to visit, all by
-    default; or name them in `timesteps`, increasing. eta: DDIM's noise, in [0, 1]. shape: of one image, needed
-    only for a model without a config. A network is used in eval mode and put back as it was.
-    Raises ValueError for an unknown sampler or timesteps out of range.
+    indices: (B,) int64; image i depends on (seed, i) alone, up to the rounding of the network's arithmetic. seed: any
+    integer. sampler: a name in SAMPLERS. num_sampling_steps: how many of the T timesteps to visit, all of the process
+    by default; or name them in `timesteps`, increasing. eta: DDIM's noise, in [0, 1]. progress: called after each
+    step. shape: (C, H, W) of one image, needed only for a model without a config. A network is used in eval mode and
+    put back as it was; the images lie on its device. Raises ValueError for an unknown sampler or steps out of range.
     """
     process = choose_process(diffusion, sampler, num_sampling_steps, timesteps)
     indices = place(model, indices)
@@ -154,22 +174,24 @@ def sample(
 def denoise_from(
     model: NoiseModel,
     process: GaussianDiffusion,
-    x_t: torch.Tensor,
-    indices: torch.Tensor,
+    x_t: Tensor,
+    indices: Tensor,
     seed: int,
     sampler: str = "ddpm",
     eta: float = 0.0,
     clip_x_0: bool = True,
     progress: Progress | None = None,
     on_step: Callable[[Step], None] | None = None,
-) -> torch.Tensor:
-    """Run the reverse process from its last step, at which x_t lies, down to images. See sample.
+) -> Tensor:
+    """Run the reverse process from its last step, at which x_t lies, down to images (Ho et al. 2020, algorithm 2).
 
-    Images with the same index get the same noise. on_step sees every step before it is taken.
+    x_t: (B, C, H, W) float on the network's device; the images are like it. indices: (B,) int64 on that device;
+    images with the same index get the same noise. on_step is called with every step before it is taken. See sample.
     """
     check_sampler(sampler)
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta is {eta}: it must lie in [0, 1]; 0 is deterministic DDIM, 1 ancestral")
+    if len(indices) != len(x_t):
+        raise ValueError(f"{len(indices)} indices for {len(x_t)} images: give one index for each image")
+    check_number("eta", eta, least=0, most=1, hint="0 is deterministic DDIM, 1 ancestral")
     with eval_mode(model), torch.inference_mode():
         previous = None
         for done, position in enumerate(reversed(range(process.num_steps)), start=1):
@@ -197,58 +219,32 @@ def choose_process(
     num_sampling_steps: int | None = None,
     timesteps: Sequence[int] | None = None,
 ) -> GaussianDiffusion:
-    """The process restricted to the timesteps that a sampler is to visit. Raises ValueError as sample does."""
+    """The process restricted to the timesteps that a sampler is to visit. Raises ValueError as sample does.
+
+    Both settings choose among the T timesteps that the model was trained with, whatever part of them `diffusion` is;
+    without either it is returned as it is.
+    """
     check_sampler(sampler)
     if timesteps is not None:
         return diffusion.respaced(timesteps)
-    if num_sampling_steps is None or num_sampling_steps == diffusion.num_steps == diffusion.num_timesteps:
+    if num_sampling_steps is None:
         return diffusion
-    if not 1 <= num_sampling_steps <= diffusion.num_timesteps:
-        raise ValueError(
-            f"num_sampling_steps is {num_sampling_steps}: it must lie in [1, {diffusion.num_timesteps}], "
-            "the number of steps this model was trained with"
-        )
-    return diffusion.respaced(SAMPLERS[sampler].spacing(diffusion, num_sampling_steps))
+    hint = "the number of timesteps that this model was trained with is the most"
+    check_whole("num_sampling_steps", num_sampling_steps, 1, diffusion.num_timesteps, hint)
+    whole = diffusion if diffusion.num_steps == diffusion.num_timesteps else GaussianDiffusion(diffusion.config)
+    if num_sampling_steps == whole.num_timesteps:
+        return whole
+    return whole.respaced(SAMPLERS[sampler].spacing(whole, num_sampling_steps))
 
 
 def check_sampler(sampler: str) -> None:
     """Raise ValueError unless the name is in SAMPLERS."""
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+    check_choice("sampler", sampler, SAMPLERS)
 
 
-def to_uint8(x: torch.Tensor) -> torch.Tensor:
-    """Images in [-1, 1] to uint8 in [0, 255], rounded to the nearest level and clamped; same shape."""
-    # Truncation, a common slip, darkens every image by half a level.
-    return x.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+def _half_log_snr(alpha_bar: float) -> float:
+    """log(alpha_t / sigma_t), the lambda_t of Lu et al. 2022: half the logarithm of the signal-to-noise ratio.
 
-
-@contextmanager
-def eval_mode(model: NoiseModel) -> Iterator[None]:
-    """A network without dropout inside the block, and as it was afterwards; other callables are left alone."""
-    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-
-
-def _log_snr(alpha_bar: float) -> float:
-    """log(alpha_t / sigma_t), half the logarithm of the signal-to-noise ratio."""
+    alpha_bar = alpha_t^2 = 1 - sigma_t^2, in (0, 1).
+    """
     return 0.5 * (math.log(alpha_bar) - math.log1p(-alpha_bar))
-
-
-def image_shape(model: Any) -> tuple[int, int, int]:
-    """(C, H, W) of a network's images, also inside DistributedDataParallel or torch.compile."""
-    return getattr(model, "module", getattr(model, "_orig_mod", model)).config.image_shape
-
-
-def place(model: NoiseModel, indices: torch.Tensor) -> torch.Tensor:
-    """The indices on the network's device, where the noise is then made; where they are for other callables."""
-    if isinstance(model, torch.nn.Module):
-        return indices.to(next((parameter.device for parameter in model.parameters()), indices.device))
-    return indices

@@ -19,7 +19,8 @@ from common.code import git_commit, installed_versions
 from common.files import read_json, write_json_atomic
 from common.redaction import redacted as redacted_uri
 from data_pipeline.storage.address import is_remote, redacted
-from models.config import ModelConfig, build_model
+from models.config import ModelConfig
+from models.networks import build_model
 from trainer.config.config import Config, digest, flatten, from_dict, to_dict
 from trainer.config.plan import Plan, num_parameters
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from common.files import write_atomic, write_text_atomic
+from common.files import write_text_atomic
+from common.pictures import as_image, tile, write_png
 from data_pipeline.packing.framing import Framing, frame_array
 from data_pipeline.packing.writer import WORK_FOLDER, ShardNotes
 from data_pipeline.sources.source import Refusal
@@ -49,25 +49,18 @@ def write_report(
         "digest": manifest.digest,
     }
     write_text_atomic(dest / REPORT_NAME, json.dumps(content, indent=1) + "\n")
-    _save(np.rint(mean).astype(np.uint8), dest / MEAN_NAME)
-    _save(preview(Dataset(manifest, LocalFiles(dest, manifest.shards))), dest / PREVIEW_NAME)
+    pictures = {
+        MEAN_NAME: np.rint(mean).astype(np.uint8),
+        PREVIEW_NAME: preview(Dataset(manifest, LocalFiles(dest, manifest.shards))),
+    }
+    for name, picture in pictures.items():
+        write_png(dest / name, as_image(picture), compress_level=1)
 
 
 def preview(dataset: Dataset) -> np.ndarray:
     """Up to 64 samples, evenly spaced over the set, at most 96 pixels each, as one (H, W, C) uint8 picture."""
     num_images = min(_GRID * _GRID, len(dataset))
     indices = np.linspace(0, len(dataset) - 1, num_images).round().astype(int)
-    num_rows = -(-num_images // _GRID)
-    size, channels = min(dataset.image_shape[0], _MAX_CELL_PIXELS), dataset.image_shape[2]
-    framing = Framing(size, channels)
-    pitch = size + _GRID_GAP_PIXELS
-    grid = np.full((num_rows * pitch, min(_GRID, num_images) * pitch, channels), 255, dtype=np.uint8)
-    for place, index in enumerate(indices):
-        top, left = place // _GRID * pitch, place % _GRID * pitch
-        grid[top : top + size, left : left + size] = frame_array(dataset.read(int(index)), framing).pixels
-    return grid
-
-
-def _save(image: np.ndarray, path: Path) -> None:
-    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    write_atomic(path, lambda temporary: picture.save(temporary, "PNG", compress_level=1))
+    framing = Framing(min(dataset.image_shape[0], _MAX_CELL_PIXELS), dataset.image_shape[2])
+    images = np.stack([frame_array(dataset.read(int(index)), framing).pixels for index in indices])
+    return tile(images, min(_GRID, num_images), _GRID_GAP_PIXELS, border=(0, _GRID_GAP_PIXELS))

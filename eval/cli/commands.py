@@ -9,6 +9,7 @@ from common.command_line import run as run_command_line
 from common.interrupt import INTERRUPTED
 from eval.cli.jobs import DEFAULT_PROTOCOL, check_run, choose_job, run_blocks, stop_on_signals
 from eval.cli.keep import fetch_weights, import_reference, register
+from eval.cli.likelihood import likelihood
 from eval.cli.serve import STOPPED, serve
 from eval.settings import EvaluationSettings, PoolSettings
 
@@ -111,6 +112,7 @@ COMMAND_LINE = CommandLine(
         "run": run,
         "serve": serve,
         "report": report,
+        "likelihood": likelihood,
         "neighbours": neighbours,
         "paper": paper,
         "register": register,

@@ -13,7 +13,8 @@ from torch import Tensor
 from eval.errors import NOT_FINITE, BlockedError
 from eval.protocol import Protocol
 from models.likelihood import variational_bound
-from models.samplers import sample, to_uint8
+from models.pixels import from_uint8, to_uint8
+from models.samplers import sample
 from models.snapshot import Snapshot, load_snapshot
 
 
@@ -97,7 +98,7 @@ def bits_per_dim(
     images: uint8 (B, C, H, W); image k's noise comes from (seed, first + k). Ho et al. 2020, Eq. 5, all T terms.
     """
     device = next(snapshot.model.parameters()).device
-    x_0 = images.to(device, torch.float32) / 127.5 - 1
+    x_0 = from_uint8(images.to(device))
     indices = torch.arange(first, first + len(images), device=device)
     with _precision(device, protocol.precision):
         bound = variational_bound(

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from common.files import write_json_atomic
+from common.pictures import write_png
 from eval.metrics.extractor import build_extractor
 from eval.metrics.reference import MAX_REFERENCE_FEATURES, ReferenceCache, reference_folder
 from eval.metrics.scores import squared_distances
 from eval.runs import open_images
-from eval.sampling.grids import make_grid, write_png
+from eval.sampling.grids import make_grid
 from eval.sampling.images import sample_images
 from eval.service.backlog import Job
 from eval.service.neighbour_files import neighbours_path
@@ -73,6 +74,7 @@ def find_neighbours(job: Job, settings: EvaluationSettings, num_samples: int = 8
     write_png(
         neighbours_path(job.result_path, ".png"),
         make_grid(_rows(samples, images, places), columns=NUM_NEIGHBOURS + 1, always=True),
+        optimize=True,
     )
     write_json_atomic(neighbours_path(job.result_path, ".json"), answer)
     return answer

@@ -12,12 +12,13 @@ from typing import Any
 from cluster.lease import Lease, LostLeaseError, holding
 from cluster.spool import Spool, read_events
 from cluster.tracking import Uploader
+from common.pictures import write_png
 from eval.errors import BlockedError
 from eval.metrics.reference import ReferenceCache, reference_folder
 from eval.results import BLOCKED, DONE, FAILED, SKIPPED, grid_path, read_result, write_result
 from eval.runs import open_images
 from eval.sampling.evaluation import Evaluation, RunBlocks, discard_work, evaluate, run_here
-from eval.sampling.grids import make_grid, write_png
+from eval.sampling.grids import make_grid
 from eval.service.attempts import MAX_ATTEMPTS, begin_attempt, end_attempt
 from eval.service.backlog import Job, is_final
 from eval.settings import EvaluationSettings
@@ -88,7 +89,9 @@ class Runner:
             return self._record(job, FAILED, reason, counted)
         lease.check()
         if preview is not None:
-            write_png(grid_path(job.run_directory, job.checkpoint.name, job.protocol), make_grid(preview))
+            write_png(
+                grid_path(job.run_directory, job.checkpoint.name, job.protocol), make_grid(preview), optimize=True
+            )
         return {**result, **self._record(job, DONE, "", counted)}
 
     def _record(self, job: Job, status: str, reason: str, counted: Mapping[str, int]) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def sample(
     from models.cli.device import choose_device
     from models.cli.pictures import progress_bar
     from models.cli.registry_uri import open_snapshot
-    from models.samplers import choose_process, to_uint8
+    from models.pixels import to_uint8
+    from models.samplers import choose_process
     from models.samplers import sample as generate
 
     _at_least("num_images", num_images, 1)
@@ -102,7 +103,7 @@ def inspect(snapshot: Path, tracking_uri: str | None = None) -> None:
         "num_parameters": num_parameters,
         "model": vars(config),
         "diffusion": vars(diffusion),
-        "alphas_cumprod_at_T": float(loaded.diffusion.alphas_cumprod[-1]),
+        "alphas_cumprod_at_T": float(loaded.diffusion.tables.alphas_cumprod[-1]),
         "provenance": loaded.provenance,
     }
     print(json.dumps(report, indent=2))
@@ -126,8 +127,8 @@ def likelihood(
 
     Args:
         snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
-        data: Folder of images of the model's size, packed data set, or .npz or .npy of uint8 (N, H, W, C).
-        num_images: Use this many images, the first ones; all by default.
+        data: Folder of images of the model's size, or .npz or .npy of uint8 (N, H, W, C).
+        num_images: How many images to use, from the first; all by default.
         num_sampling_steps: Bound the shorter chain that visits this many evenly spaced timesteps; all by default.
         seed: Noise of image i depends on the seed and i alone.
         batch_size: Images measured at a time; bounds the memory. By default fewer, the larger they are.
@@ -137,11 +138,13 @@ def likelihood(
     """
     import torch
 
-    from models.cli import image_files, likelihood_report
+    from models import likelihood_report
+    from models.cli import image_files
     from models.cli.device import choose_device
     from models.cli.pictures import progress_bar
     from models.cli.registry_uri import open_snapshot
     from models.likelihood import variational_bound
+    from models.pixels import from_uint8
     from models.samplers import choose_process
 
     if num_images is not None:
@@ -154,7 +157,7 @@ def likelihood(
     for batch in image_files.read_batches(data, loaded.model_config.image_shape, num_at_once, num_images):
         indices = torch.arange(first_index, first_index + len(batch))
         first_index += len(batch)
-        x_0 = torch.from_numpy(batch).float() / 127.5 - 1.0
+        x_0 = from_uint8(torch.from_numpy(batch))
         with progress_bar(f"images {int(indices[0])} to {first_index - 1}", process.num_steps) as advance:
             bounds.append(variational_bound(loaded.model, process, x_0, indices, seed, progress=advance))
     report = likelihood_report.summary(bounds)

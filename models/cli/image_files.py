@@ -1,12 +1,14 @@
-"""Reading images for the likelihood: a folder, a packed data set's shards, or one array file. Nothing is resized."""
+"""Reading images for the likelihood: a folder, or one array file. Nothing is resized."""
 
 from __future__ import annotations
 
 import io
-import tarfile
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -15,10 +17,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".npy")
 
 
 def read_batches(source: Path, shape: tuple[int, int, int], batch_size: int, limit: int | None) -> Iterator[np.ndarray]:
-    """Images of a folder (or its *.tar shards), .npz or .npy, in sorted order: (B, C, H, W) uint8, B <= batch_size.
+    """Images of a folder, .npz or .npy, in sorted order: (B, C, H, W) uint8, B <= batch_size.
 
-    shape: (C, H, W) that each image must have; a grey image serves a model of 3 channels. limit: at most so many.
-    Raises FileNotFoundError if there is nothing there, ValueError naming an image that does not fit.
+    shape: (C, H, W) that each image must have; a grey image serves a model of 3 channels. limit: the most images to
+    read. Raises FileNotFoundError if there is nothing there, ValueError naming an image that does not fit or a packed
+    data set, which is read from above.
     """
     batch: list[np.ndarray] = []
     num_read = 0
@@ -33,62 +36,58 @@ def read_batches(source: Path, shape: tuple[int, int, int], batch_size: int, lim
     if batch:
         yield np.stack(batch)
     if num_read == 0:
-        raise FileNotFoundError(f"{source} holds no images: give a folder of {', '.join(SUFFIXES)} files or shards")
+        raise FileNotFoundError(
+            f"{source} holds no images: give a folder of {', '.join(SUFFIXES)} files, or an array of at least one image"
+        )
 
 
 def _images(source: Path) -> Iterator[tuple[str, np.ndarray]]:
+    if _is_packed(source):
+        raise ValueError(f"{source} is a packed data set: measure it by `python -m eval likelihood SNAPSHOT {source}`")
     if source.is_dir():
-        shards = sorted(source.rglob("*.tar"))
-        for shard in shards:
-            yield from _shard_images(shard)
-        if not shards:
-            for file in sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES):
-                yield str(file), _decode(file.read_bytes(), str(file))
+        for file in sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()):
+            yield str(file), _decode(file.read_bytes(), str(file))
     elif source.suffix in (".npz", ".npy") and source.is_file():
         images = _load_array(source)
         yield from ((f"{source}, image {number}", image) for number, image in enumerate(images))
-    elif source.suffix == ".tar" and source.is_file():
-        yield from _shard_images(source)
     elif source.is_file():
-        raise ValueError(f"{source} is neither a folder nor an .npz, .npy or .tar file")
+        raise ValueError(f"{source} is neither a folder nor an .npz or .npy file")
     else:
-        raise FileNotFoundError(f"{source} does not exist: give a folder of images, or an .npz, .npy or .tar file")
+        raise FileNotFoundError(f"{source} does not exist: give a folder of images, or an .npz or .npy file")
 
 
-def _shard_images(shard: Path) -> Iterator[tuple[str, np.ndarray]]:
-    try:
-        with tarfile.open(shard) as archive:
-            for member in archive:
-                if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    yield f"{shard}: {member.name}", _decode(stream.read(), f"{shard}: {member.name}")
-    except tarfile.TarError as error:
-        raise ValueError(f"{shard} is not a readable tar file: {error}") from error
+def _is_packed(source: Path) -> bool:
+    """Whether this is what data_pipeline packs, which is read from above: the folder, its manifest, a shard."""
+    is_shard = source.suffix == ".tar" and source.is_file()
+    return is_shard or (source / "manifest.json").is_file() or any(source.glob("*.tar"))
 
 
 def _load_array(source: Path) -> np.ndarray:
-    try:
-        loaded = np.load(source, allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{source} is not a readable array file: {error}") from error
+    loaded = _numpy(source, str(source))
     if isinstance(loaded, np.lib.npyio.NpzFile):
         names = loaded.files
         if "images" not in names and len(names) != 1:
-            raise ValueError(f"{source} holds the arrays {', '.join(names)}: one of them must be named images")
-        loaded = loaded["images" if "images" in names else names[0]]
+            held = ", ".join(names) or "nothing"
+            raise ValueError(f"{source} holds {held}: it must hold one array, or one that is named images")
+        loaded = _numpy(loaded, str(source), "images" if "images" in names else names[0])
     if loaded.dtype != np.uint8 or loaded.ndim not in (3, 4):
         raise ValueError(f"{source} holds {loaded.dtype} of shape {loaded.shape}: it must be uint8 (N, H, W, C)")
     return loaded
 
 
+def _numpy(source: Any, name: str, member: str = "") -> Any:
+    """What a .npy or .npz holds, or a member of the latter."""
+    try:
+        return source[member] if member else np.load(source, allow_pickle=False)
+    # Of a damaged file NumPy lets out what zlib, its own parser of headers and the allocation of arrays raise.
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, MemoryError) as error:
+        raise ValueError(f"{name} is not a readable array file: {error}") from error
+
+
 def _decode(content: bytes, name: str) -> np.ndarray:
     """(H, W) or (H, W, C) uint8."""
     if name.lower().endswith(".npy"):
-        try:
-            return np.load(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{name} is not a readable array: {error}") from error
+        return _numpy(io.BytesIO(content), name)
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.mode not in ("L", "RGB", "P", "1"):

@@ -1,6 +1,6 @@
 """Snapshots by their name in an MLflow model registry: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-The one file of this room that knows MLflow, and only to fetch: what comes is a snapshot as on disk (decisions/0001).
+The one file of this package that knows MLflow, and only to fetch: it comes as a snapshot on disk (decisions/0001).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def open_snapshot(place: str | Path, device: str | torch.device = "cpu", trackin
         return load_snapshot(place, device)
     found = _URI.fullmatch(str(place))
     if found is None:
-        raise ValueError(f"{place} is no name in a model registry: write models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise ValueError(f"{place} is not a name in a model registry: write models:/NAME@ALIAS or models:/NAME/VERSION")
     with tempfile.TemporaryDirectory() as folder:
         version, place = _fetch(found, _tracking_uri(tracking_uri), folder)
         snapshot = load_snapshot(place, device)

@@ -5,14 +5,15 @@ Written and read without the diffusers library, so that its versions do not matt
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from common.files import read_json, write_json_atomic
+from models.blocks import GROUP_NORM_EPSILON
 from models.config import NUM_GROUPS, DiffusionConfig, ModelConfig
 from models.convert.names import Imported, diffusers_name, read_tensors, to_ours, to_theirs
 from models.snapshot import Snapshot, save_tensors
-from models.unet import GROUP_NORM_EPSILON
+from models.unet import level_channels
 
 LIBRARY_VERSION = "0.42.1"
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -57,15 +58,15 @@ def export_diffusers(snapshot: Snapshot, dest: Path) -> None:
     for folder in ("unet", "scheduler"):
         (dest / folder).mkdir(parents=True, exist_ok=True)
     save_tensors(tensors, dest / "unet" / WEIGHT_NAMES[0])
-    _write_json(dest / "unet" / "config.json", settings)
-    _write_json(dest / "scheduler" / "scheduler_config.json", _scheduler_settings(snapshot.diffusion_config))
+    write_json_atomic(dest / "unet" / "config.json", settings)
+    write_json_atomic(dest / "scheduler" / "scheduler_config.json", _scheduler_settings(snapshot.diffusion_config))
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": LIBRARY_VERSION,
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    _write_json(dest / "model_index.json", index)
+    write_json_atomic(dest / "model_index.json", index)
 
 
 def import_diffusers(source: Path, image_size: int | None = None) -> Imported:
@@ -100,7 +101,7 @@ def _unet_settings(config: ModelConfig) -> dict[str, Any]:
         "_diffusers_version": LIBRARY_VERSION,
         **{name: needed for name, (needed, _) in FIXED_SETTINGS.items()},
         "attention_head_dim": None,
-        "block_out_channels": list(config.level_channels),
+        "block_out_channels": list(level_channels(config)),
         "down_block_types": ["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
         "dropout": config.dropout,
         "in_channels": config.image_channels,
@@ -114,12 +115,15 @@ def _unet_settings(config: ModelConfig) -> dict[str, Any]:
 def _model_config(settings: dict[str, Any], image_size: int | None, folder: Path) -> ModelConfig:
     for name, (needed, default) in FIXED_SETTINGS.items():
         _require(settings.get(name, default) == needed, folder, name, settings.get(name, default), needed)
-    size: Any = image_size or settings.get("sample_size")
+    size: Any = settings.get("sample_size") if image_size is None else image_size
     channels = settings.get("block_out_channels", [])
     down, up = settings.get("down_block_types", []), settings.get("up_block_types", [])
+    _require(_is_list(channels, int) and min(channels, default=0) > 0, folder, "block_out_channels", channels, "widths")
+    _require(_is_list(down, str), folder, "down_block_types", down, "a list of names")
+    _require(_is_list(up, str), folder, "up_block_types", up, "a list of names")
     attends = [kind == "AttnDownBlock2D" for kind in down]
     expected_up = ["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)]
-    _require(isinstance(size, int), folder, "sample_size", size, "one number")
+    _require(_is_list([size], int) and size > 0, folder, "sample_size", size, "one number of pixels")
     _require(set(down) <= {"DownBlock2D", "AttnDownBlock2D"}, folder, "down_block_types", down, "(Attn)DownBlock2D")
     _require(list(up) == expected_up, folder, "up_block_types", up, expected_up)
     _require(len(down) == len(channels) > 0, folder, "block_out_channels", channels, f"{len(down)} widths")
@@ -129,7 +133,9 @@ def _model_config(settings: dict[str, Any], image_size: int | None, folder: Path
     # One head as wide as the block; the middle attends too.
     head = settings.get("attention_head_dim", 8)
     wide = {width for width, attend in zip(channels, attends, strict=True) if attend} | {channels[-1]}
-    _require(head is None or wide == {head}, folder, "attention_head_dim", head, "null, one head")
+    _require(
+        head is None or (isinstance(head, int) and wide == {head}), folder, "attention_head_dim", head, "null, one head"
+    )
     return ModelConfig(
         image_size=size,
         image_channels=outputs,
@@ -164,8 +170,10 @@ def _diffusion_config(settings: dict[str, Any], file: Path) -> DiffusionConfig:
     variance = settings.get("variance_type", "fixed_small")
     prediction = settings.get("prediction_type", "epsilon")
     _require(settings.get("trained_betas") is None, file, "trained_betas", settings.get("trained_betas"), "null")
-    _require(schedule in schedules, file, "beta_schedule", schedule, " or ".join(schedules))
-    _require(variance in variances, file, "variance_type", variance, ", ".join(variances))
+    _require(
+        isinstance(schedule, str) and schedule in schedules, file, "beta_schedule", schedule, " or ".join(schedules)
+    )
+    _require(isinstance(variance, str) and variance in variances, file, "variance_type", variance, ", ".join(variances))
     _require(prediction == "epsilon", file, "prediction_type", prediction, "epsilon")
     return DiffusionConfig(
         num_timesteps=settings.get("num_train_timesteps", 1000),
@@ -185,18 +193,16 @@ def _new_name(name: str) -> str:
 
 def _require(holds: bool, place: Path, name: str, found: object, needed: object) -> None:
     if not holds:
-        raise ValueError(f"{place} has {name} = {found}: the paper's U-Net, which we can import, needs {needed}")
+        raise ValueError(f"{place} has {name} = {found!r}: the paper's U-Net, which we can import, needs {needed}")
+
+
+def _is_list(values: object, kind: type) -> bool:
+    """Whether this is a list of such values; true and false do not count as numbers."""
+    return isinstance(values, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: it is not JSON ({error})") from error
+    content = read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file} is damaged: it is not a JSON object")
     return content
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -10,9 +10,10 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from models.config import DiffusionConfig, ModelConfig
-from models.snapshot import build_on_meta
+from models.networks import build_on_meta
 
 ATTENTION_LAYERS = {"query": "q", "key": "k", "value": "v", "projection": "proj_out"}
 
@@ -21,7 +22,7 @@ ATTENTION_LAYERS = {"query": "q", "key": "k", "value": "v", "projection": "proj_
 class Imported:
     """Weights by our names, and the configs they belong to: what a snapshot is written from."""
 
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[str, Tensor]
     model: ModelConfig
     diffusion: DiffusionConfig
 
@@ -52,36 +53,40 @@ def diffusers_name(name: str, config: ModelConfig) -> str:
 
 
 def to_theirs(
-    tensors: Mapping[str, torch.Tensor], config: ModelConfig, translate: Callable[[str, ModelConfig], str]
-) -> dict[str, torch.Tensor]:
+    tensors: Mapping[str, Tensor], config: ModelConfig, translate: Callable[[str, ModelConfig], str]
+) -> dict[str, Tensor]:
     """Our tensors by their names, on the CPU and contiguous."""
     return {translate(name, config): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def to_ours(
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, Tensor],
     config: ModelConfig,
     translate: Callable[[str, ModelConfig], str],
     origin: str,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """Their tensors by our names, in our shapes; a 1x1 convolution and a linear layer are the same numbers.
 
-    Raises ValueError if a tensor is missing, left over or of another size.
+    Raises ValueError if a tensor is missing, left over, of another shape or not made of floats in memory.
     """
     shapes = {name: tensor.shape for name, tensor in build_on_meta(config).state_dict().items()}
     theirs = {name: translate(name, config) for name in shapes}
     odd = sorted(set(theirs.values()) ^ set(tensors))
     if odd:
         state = "is missing" if odd[0] not in tensors else "is unknown"
-        raise ValueError(f"{origin} does not fit the layout: {len(odd)} names differ, the first, {odd[0]}, {state}")
+        raise ValueError(f"{origin} does not fit the layout: {len(odd)} names differ, the first, {odd[0]!r}, {state}")
     for name, shape in shapes.items():
-        if tensors[theirs[name]].numel() != shape.numel():
-            found = tuple(tensors[theirs[name]].shape)
+        tensor = tensors[theirs[name]]
+        # A 1x1 convolution has two more dimensions than the linear layer of the same numbers.
+        if shape not in (tensor.shape, (*tensor.shape, 1, 1)) and tensor.shape != (*shape, 1, 1):
+            found = tuple(tensor.shape)
             raise ValueError(f"{origin}: {theirs[name]} has shape {found}, which does not fit {tuple(shape)}")
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(f"{origin}: {theirs[name]} is not a plain tensor of floats but {tensor.dtype}")
     return {name: tensors[theirs[name]].reshape(shape) for name, shape in shapes.items()}
 
 
-def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
     """A state dict from a safetensors or torch file, without running any pickled code.
 
     Unpacks {"state_dict": ...}, {"model": ...} and {"eps_model": ...}, and strips "module." of DDP. Raises
@@ -101,6 +106,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     for key in ("state_dict", "model", "eps_model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    is_state = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not is_state or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{file} is not a state dict: give a file that maps parameter names to tensors")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}

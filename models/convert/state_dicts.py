@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from common.checks import check_whole
 from models.config import DiffusionConfig, ModelConfig
 from models.convert.names import Imported, pesser_name, read_tensors, to_ours, to_theirs
 from models.snapshot import Snapshot, save_tensors
@@ -47,28 +49,29 @@ def import_pesser(source: Path, image_size: int | None = None) -> Imported:
 
 
 def import_annotated(source: Path, image_size: int | None = None) -> Imported:
-    """Read a state dict of the tutorial's UNet (its eps_model); images of 32 pixels if not told otherwise.
+    """Read a state dict of the tutorial's UNet (its eps_model); images of 32 pixels unless image_size is given.
 
     Raises ValueError if the tensors are not this layout.
     """
     file = _one_file(source)
     tensors = read_tensors(file)
-    config = _annotated_config(tensors, image_size or TUTORIAL_IMAGE_SIZE, file)
+    config = _annotated_config(tensors, TUTORIAL_IMAGE_SIZE if image_size is None else image_size, file)
     return Imported(to_ours(tensors, config, lambda name, _: name, str(file)), config, DiffusionConfig())
 
 
-def _pesser_config(tensors: Mapping[str, torch.Tensor], image_size: int | None, file: Path) -> ModelConfig:
-    _expect(tensors, "conv_in.weight", file)
-    base_channels, image_channels = tensors["conv_in.weight"].shape[:2]
+def _pesser_config(tensors: Mapping[str, Tensor], image_size: int | None, file: Path) -> ModelConfig:
+    base_channels, image_channels = _convolution(tensors, "conv_in.weight", file)
+    if image_size is not None:
+        check_whole("image_size", image_size, 1)
     levels = _count(tensors, "down.{}.block.0.conv1.weight")
     attending = [level for level in range(levels) if f"down.{level}.attn.0.q.weight" in tensors]
     if image_size is None:
         if len(attending) != 1:
             raise ValueError(
-                f"{file} has attention at {len(attending)} levels, so its image size cannot be told: give image_size"
+                f"{file} has attention at {len(attending)} levels, so its image size is unknown: give image_size"
             )
         image_size = ATTENTION_RESOLUTION << attending[0]
-    widths = [tensors[f"down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
+    widths = [_convolution(tensors, f"down.{level}.block.0.conv1.weight", file)[0] for level in range(levels)]
     return ModelConfig(
         image_size=image_size,
         image_channels=image_channels,
@@ -80,9 +83,8 @@ def _pesser_config(tensors: Mapping[str, torch.Tensor], image_size: int | None, 
     )
 
 
-def _annotated_config(tensors: Mapping[str, torch.Tensor], image_size: int, file: Path) -> ModelConfig:
-    _expect(tensors, "image_proj.weight", file)
-    base_channels, image_channels = tensors["image_proj.weight"].shape[:2]
+def _annotated_config(tensors: Mapping[str, Tensor], image_size: int, file: Path) -> ModelConfig:
+    base_channels, image_channels = _convolution(tensors, "image_proj.weight", file)
     levels: list[list[int]] = [[]]
     number = 0
     while f"down.{number}.res.conv1.weight" in tensors or f"down.{number}.conv.weight" in tensors:
@@ -93,7 +95,9 @@ def _annotated_config(tensors: Mapping[str, torch.Tensor], image_size: int, file
         number += 1
     if not all(levels):
         raise ValueError(f"{file} is not a state dict of the tutorial's U-Net: a level has no residual blocks")
-    widths = [base_channels] + [tensors[f"down.{blocks[0]}.res.conv1.weight"].shape[0] for blocks in levels]
+    widths = [base_channels] + [
+        _convolution(tensors, f"down.{blocks[0]}.res.conv1.weight", file)[0] for blocks in levels
+    ]
     attending = [f"down.{blocks[0]}.attn.projection.weight" in tensors for blocks in levels]
     return ModelConfig(
         architecture="annotated",
@@ -107,7 +111,7 @@ def _annotated_config(tensors: Mapping[str, torch.Tensor], image_size: int, file
     )
 
 
-def _count(tensors: Mapping[str, torch.Tensor], pattern: str) -> int:
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """How many consecutive numbers, from 0, complete the pattern to a tensor's name."""
     number = 0
     while pattern.format(number) in tensors:
@@ -117,14 +121,18 @@ def _count(tensors: Mapping[str, torch.Tensor], pattern: str) -> int:
 
 def _ratio(width: int, base: int, file: Path) -> int:
     if width % base:
-        raise ValueError(f"{file} has a level of {width} channels, no multiple of {base}: not a layout we can read")
+        raise ValueError(
+            f"{file} has a level of {width} channels, which is not a multiple of {base}: not a layout we can read"
+        )
     return width // base
 
 
-def _expect(tensors: Mapping[str, torch.Tensor], name: str, file: Path) -> None:
-    if name not in tensors or tensors[name].dim() != 4:
+def _convolution(tensors: Mapping[str, Tensor], name: str, file: Path) -> tuple[int, int]:
+    """(output, input) channels of a convolution's weight, both positive."""
+    if name not in tensors or tensors[name].dim() != 4 or not tensors[name].numel():
         first = next(iter(tensors), "nothing")
-        raise ValueError(f"{file} has no {name} but {first}: it is of another format; check --format")
+        raise ValueError(f"{file} has no convolution {name} but {first!r}: it is of another format; check --format")
+    return tensors[name].shape[0], tensors[name].shape[1]
 
 
 def _require(config: ModelConfig, architecture: str, program: str) -> None:
@@ -145,7 +153,7 @@ def _one_file(source: Path) -> Path:
     return found[0]
 
 
-def _write_tensors(tensors: dict[str, torch.Tensor], dest: Path) -> None:
+def _write_tensors(tensors: dict[str, Tensor], dest: Path) -> None:
     """Safetensors or, for the suffixes that those programs load, a torch file."""
     if dest.suffix not in SUFFIXES:
         raise ValueError(f"{dest} must end in one of {', '.join(SUFFIXES)}")

@@ -8,9 +8,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from models.config import ModelConfig, build_model
+from models.config import ModelConfig
 from models.diffusion import GaussianDiffusion
-from models.snapshot import build_on_meta
+from models.networks import build_model, build_on_meta
 from tests.support import models_reference as reference
 
 TUTORIAL = ModelConfig(

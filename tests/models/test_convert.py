@@ -11,9 +11,11 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from models.cli.commands import main
-from models.config import DiffusionConfig, ModelConfig, build_model
+from models.config import DiffusionConfig, ModelConfig
 from models.convert.tables import EXPORTS, IMPORTS
+from models.networks import build_model
 from models.snapshot import load_snapshot, write_snapshot
+from models.unet import level_channels
 from tests.support import models_reference as reference
 
 CIFAR_LAYOUT = ModelConfig(base_channels=32)
@@ -77,7 +79,7 @@ def test_the_exported_pipeline_generates_what_we_do(tmp_path):
 
 def _google_directory(path, config, variance="fixed_large"):
     """A directory as google/ddpm-cifar10-32 has it: flat, old attention names, settings of version 0.0.4."""
-    levels = config.level_channels
+    levels = level_channels(config)
     attends = [size in config.attention_resolutions for size in config.level_resolutions]
     settings = {
         "_class_name": "UNet2DModel",
@@ -145,7 +147,7 @@ def test_the_cosine_schedule_is_that_of_diffusers(tmp_path):
     loaded = load_snapshot(tmp_path / "ours")
     EXPORTS["diffusers"](loaded, tmp_path / "theirs")
     scheduler = DDPMScheduler.from_pretrained(tmp_path / "theirs" / "scheduler")
-    torch.testing.assert_close(scheduler.betas, loaded.diffusion.betas.float())
+    torch.testing.assert_close(scheduler.betas, loaded.diffusion.tables.betas.float())
     assert IMPORTS["diffusers"](tmp_path / "theirs", None).diffusion == diffusion
 
 
@@ -269,8 +271,8 @@ class _Trap:
     [
         (b"nonsense", "pesser", "not a torch file"),
         ({"a": 1}, "pesser", "not a state dict"),
-        ({"a": torch.zeros(1)}, "pesser", "has no conv_in.weight but a"),
-        ({"a": torch.zeros(1)}, "annotated", "has no image_proj.weight but a"),
+        ({"a": torch.zeros(1)}, "pesser", "has no convolution conv_in.weight but 'a'"),
+        ({"a": torch.zeros(1)}, "annotated", "has no convolution image_proj.weight but 'a'"),
         ({"conv_in.weight": torch.zeros(32, 3, 3, 3)}, "pesser", "give image_size"),
         ({"image_proj.weight": torch.zeros(32, 3, 3, 3)}, "annotated", "no residual blocks"),
         ({"a": _Trap()}, "pesser", "not a torch file of plain tensors"),
@@ -300,7 +302,7 @@ def test_incomplete_sources_and_wrong_targets_are_named(tmp_path, capsys):
     (tmp_path / "google" / "diffusion_pytorch_model.bin").unlink()
     for arguments, message in [
         (["import", str(tmp_path / "google"), str(tmp_path / "x")], "has no diffusion_pytorch_model.safetensors nor"),
-        (["import", str(tmp_path / "lacking"), str(tmp_path / "x")], "conv_in.bias, is missing"),
+        (["import", str(tmp_path / "lacking"), str(tmp_path / "x")], "'conv_in.bias', is missing"),
         (["import", str(tmp_path / "nowhere"), str(tmp_path / "x")], "no config.json"),
         (["import", str(tmp_path / "nowhere"), str(tmp_path / "x"), "--format", "pesser"], "does not exist"),
         (["export", str(tmp_path / "tutorial"), str(tmp_path / "x")], "has no form in diffusers"),
@@ -309,3 +311,68 @@ def test_incomplete_sources_and_wrong_targets_are_named(tmp_path, capsys):
     ]:
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+SMALL_LAYOUT = ModelConfig(base_channels=32, channel_multipliers=(1, 2), num_res_blocks=1)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A directory with one small network in every format: d/ of diffusers, p.pt of pesser."""
+    folder = tmp_path_factory.mktemp("exported")
+    write_snapshot(folder / "s", build_model(SMALL_LAYOUT).state_dict(), SMALL_LAYOUT, DiffusionConfig(), {})
+    snapshot = load_snapshot(folder / "s")
+    EXPORTS["diffusers"](snapshot, folder / "d")
+    EXPORTS["pesser"](snapshot, folder / "p.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        *[
+            ("unet/config.json", {"block_out_channels": value}, "block_out_channels = ")
+            for value in (5, None, ["a", "b"], [0, 0], [32.0, 64.0], {"0": 32})
+        ],
+        *[("unet/config.json", {"down_block_types": value}, "down_block_types = ") for value in (3, None, [["x"]])],
+        ("unet/config.json", {"up_block_types": None}, "up_block_types = None"),
+        *[("unet/config.json", {"sample_size": value}, "sample_size = ") for value in (True, "32", -32, [32, 32])],
+        ("unet/config.json", {"attention_head_dim": [1]}, "attention_head_dim = "),
+        ("scheduler/scheduler_config.json", {"beta_schedule": ["linear"]}, "beta_schedule = "),
+        ("scheduler/scheduler_config.json", {"variance_type": [1]}, "variance_type = "),
+    ],
+)
+def test_settings_of_a_wrong_type_are_named(exported, tmp_path, file, changes, message):
+    shutil.copytree(exported / "d", tmp_path / "d")
+    settings = json.loads((tmp_path / "d" / file).read_text())
+    (tmp_path / "d" / file).write_text(json.dumps({**settings, **changes}))
+    with pytest.raises(ValueError, match=message):
+        IMPORTS["diffusers"](tmp_path / "d", None)
+
+
+def test_settings_nested_without_end_are_damaged(exported, tmp_path):
+    shutil.copytree(exported / "d", tmp_path / "d")
+    (tmp_path / "d/unet/config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+        IMPORTS["diffusers"](tmp_path / "d", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {1: torch.zeros(1)}, "is not a state dict"),
+        (lambda state: {**state, "conv_in.weight": torch.zeros(0, 3, 3, 3)}, "no convolution conv_in.weight"),
+        (lambda state: {**state, "down.0.block.0.conv1.weight": torch.tensor(1.0)}, "no convolution down.0"),
+        (lambda state: {**state, "conv_in.bias": state["conv_in.bias"].to_sparse()}, "is not a plain tensor of floats"),
+        (lambda state: {**state, "conv_in.bias": torch.zeros(32, device="meta")}, "is not a plain tensor of floats"),
+        (lambda state: {name: tensor.to(torch.int8) for name, tensor in state.items()}, r"but torch.int8"),
+        (
+            lambda state: {**state, "conv_out.weight": state["conv_out.weight"].transpose(0, 1).contiguous()},
+            r"conv_out.weight has shape \(32, 3, 3, 3\), which does not fit \(3, 32, 3, 3\)",
+        ),
+    ],
+)
+def test_tensors_that_would_be_read_wrongly_are_refused(exported, tmp_path, change, message):
+    torch.save(change(torch.load(exported / "p.pt", weights_only=True)), tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=message):
+        IMPORTS["pesser"](tmp_path / "x.pt", None)

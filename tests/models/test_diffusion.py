@@ -7,9 +7,10 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.config import DiffusionConfig, ModelConfig, build_model
+from models.config import DiffusionConfig, ModelConfig
 from models.diffusion import GaussianDiffusion
 from models.likelihood import prior_divergence
+from models.networks import build_model
 from tests.support import models_reference as reference
 
 TINY = ModelConfig(
@@ -53,27 +54,29 @@ def _cosine_betas(num):
 def test_schedules_and_posterior_match_numpy_to_1e_12(config, betas):
     diffusion = GaussianDiffusion(config)
     for name, expected in _numpy_tables(betas).items():
-        table = getattr(diffusion, name)
+        table = getattr(diffusion.tables, name)
         assert table.dtype == torch.float64
         np.testing.assert_allclose(table.numpy(), expected, rtol=1e-10, atol=1e-12, err_msg=name)
 
 
 def test_the_papers_process_ends_at_4e_5_and_its_prior_costs_1e_5_bits():
     diffusion = GaussianDiffusion()
-    assert float(diffusion.alphas_cumprod[-1]) == pytest.approx(4.0358e-5, rel=1e-4)
+    assert float(diffusion.tables.alphas_cumprod[-1]) == pytest.approx(4.0358e-5, rel=1e-4)
     images = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert 0.5e-5 < float(prior_divergence(diffusion, images).mean()) < 2e-5
 
 
 def test_variances_are_beta_or_the_posteriors_with_their_special_first_entries():
     large, small = (GaussianDiffusion(DiffusionConfig(variance=v)) for v in ("fixedlarge", "fixedsmall"))
-    np.testing.assert_allclose(large.model_log_variance[1:].exp(), large.betas[1:], rtol=1e-12)
-    np.testing.assert_allclose(small.model_log_variance[1:].exp(), small.posterior_variance[1:], rtol=1e-12)
-    assert float(large.posterior_variance[1]) == pytest.approx(5.453e-5, rel=1e-3)
-    assert float(large.model_log_variance[0]) == pytest.approx(np.log(5.453e-5), abs=1e-3)
-    assert float(small.model_log_variance[0]) == pytest.approx(np.log(1e-20))
-    assert float(small.decoder_log_variance[0]) == pytest.approx(np.log(5.453e-5), abs=1e-3)
-    assert float(small.posterior_variance[0]) == 0.0
+    np.testing.assert_allclose(large.tables.model_log_variance[1:].exp(), large.tables.betas[1:], rtol=1e-12)
+    np.testing.assert_allclose(
+        small.tables.model_log_variance[1:].exp(), small.tables.posterior_variance[1:], rtol=1e-12
+    )
+    assert float(large.tables.posterior_variance[1]) == pytest.approx(5.453e-5, rel=1e-3)
+    assert float(large.tables.model_log_variance[0]) == pytest.approx(np.log(5.453e-5), abs=1e-3)
+    assert float(small.tables.model_log_variance[0]) == pytest.approx(np.log(1e-20))
+    assert float(small.tables.decoder_log_variance[0]) == pytest.approx(np.log(5.453e-5), abs=1e-3)
+    assert float(small.tables.posterior_variance[0]) == 0.0
 
 
 @pytest.mark.parametrize("variance", ["fixedlarge", "fixedsmall"])
@@ -104,7 +107,7 @@ def test_images_of_one_batch_may_be_at_different_timesteps():
     t = torch.tensor([0, 3, 500, 999])
     x_t = diffusion.q_sample(x_0, t, noise)
     for i in range(4):
-        alpha_bar = float(diffusion.alphas_cumprod[t[i]])
+        alpha_bar = float(diffusion.tables.alphas_cumprod[t[i]])
         torch.testing.assert_close(x_t[i], alpha_bar**0.5 * x_0[i] + (1 - alpha_bar) ** 0.5 * noise[i])
     torch.testing.assert_close(diffusion.predict_x_0(x_t, t, noise), x_0, rtol=0, atol=1e-11)
     torch.testing.assert_close(diffusion.predict_noise(x_t, t, x_0), noise, rtol=0, atol=1e-11)
@@ -115,9 +118,9 @@ def test_q_sample_is_what_single_forward_steps_add_up_to():
     diffusion = GaussianDiffusion(DiffusionConfig(num_timesteps=20, beta_start=0.01, beta_end=0.3))
     generator = torch.Generator().manual_seed(0)
     x = torch.full((200_000,), 0.7, dtype=torch.float64)
-    for beta in diffusion.betas.tolist():
+    for beta in diffusion.tables.betas.tolist():
         x = (1 - beta) ** 0.5 * x + beta**0.5 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    alpha_bar = float(diffusion.alphas_cumprod[-1])
+    alpha_bar = float(diffusion.tables.alphas_cumprod[-1])
     # Five standard errors of the mean and of the variance.
     assert float(x.mean()) == pytest.approx(0.7 * alpha_bar**0.5, abs=5 * (1 / 200_000) ** 0.5)
     assert float(x.var()) == pytest.approx(1 - alpha_bar, rel=5 * (2 / 200_000) ** 0.5)
@@ -128,7 +131,7 @@ def test_the_posterior_is_bayes_rule():
     diffusion = GaussianDiffusion(DiffusionConfig(num_timesteps=10, beta_start=0.05, beta_end=0.3))
     x_0, x_t, t = 0.4, -0.3, 6
     grid = np.linspace(-6, 6, 100_001)
-    before, beta = float(diffusion.alphas_cumprod[t - 1]), float(diffusion.betas[t])
+    before, beta = float(diffusion.tables.alphas_cumprod[t - 1]), float(diffusion.tables.betas[t])
     log_density = -((grid - before**0.5 * x_0) ** 2) / (2 * (1 - before))
     log_density -= (x_t - (1 - beta) ** 0.5 * grid) ** 2 / (2 * beta)
     weights = np.exp(log_density - log_density.max())
@@ -147,7 +150,7 @@ def test_a_respaced_process_has_the_same_marginals(timesteps):
     whole = GaussianDiffusion()
     part = whole.respaced(timesteps)
     assert part.num_steps == len(timesteps)
-    np.testing.assert_allclose(part.alphas_cumprod, whole.alphas_cumprod[timesteps], rtol=1e-10)
+    np.testing.assert_allclose(part.tables.alphas_cumprod, whole.tables.alphas_cumprod[timesteps], rtol=1e-10)
     assert part.model_timesteps(torch.arange(len(timesteps))).tolist() == timesteps
 
 

@@ -112,7 +112,7 @@ def test_another_decay_or_rule_is_refused_on_load():
         ema.load_state_dict(saved.state_dict())
     with pytest.raises(ValueError, match="use_num_updates"):
         ema.load_state_dict(ExponentialMovingAverage(parameters, 0.999, use_num_updates=True).state_dict())
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
         ExponentialMovingAverage(parameters, 1.5)
 
 
@@ -139,3 +139,21 @@ def test_a_torch_ema_state_loads_and_averages_are_swapped_in_and_out():
         assert torch.equal(parameters["p0"], theirs.shadow_params[0])
     assert torch.equal(parameters["p0"], raw)
     assert ours.state_dict()["collected_params"] is None
+
+
+@pytest.mark.parametrize("decay", [math.nan, -0.1, 1.1, "0.9", True])
+def test_a_decay_that_is_not_a_share_is_refused(decay):
+    with pytest.raises(ValueError, match=r"EMA decay is .*\[0, 1\]; the paper uses 0.9999"):
+        ExponentialMovingAverage({"a": torch.zeros(1)}, decay)
+
+
+def test_a_refused_state_leaves_the_averages_as_they_were():
+    ema = ExponentialMovingAverage({"a": torch.ones(2), "b": torch.ones(1)})
+    state = ema.state_dict()
+    for shadows in ([], [torch.zeros(2)], [torch.zeros(1), torch.zeros(2)]):
+        with pytest.raises(ValueError, match="does not fit this model"):
+            ema.load_state_dict({**state, "shadow_params": shadows})
+    for num_updates in (-1, 1.5, True):
+        with pytest.raises(ValueError, match="num_updates is"):
+            ema.load_named_state({"a": torch.zeros(2), "b": torch.zeros(1)}, num_updates, 0.9999)
+    assert [shadow.tolist() for shadow in ema.shadow_params] == [[1.0, 1.0], [1.0]]

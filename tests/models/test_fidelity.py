@@ -23,5 +23,5 @@ def test_every_fact_has_a_place_and_a_test():
         cells = re.split(r"(?<!\\)\|", row)[1:-1]
         assert len(cells) == 4, row
         assert not re.search(r"tests/", cells[2]), row
-        assert re.search(r"`(models|trainer)/\w+\.py::\w+`", cells[2]), row
-        assert re.search(r"`tests/test_\w+\.py::test_\w+`", cells[3]), row
+        assert re.search(r"`(models|trainer)/[\w/]+\.py::\w+`", cells[2]), row
+        assert re.search(r"`tests/[\w/]+/test_\w+\.py::test_\w+`", cells[3]), row

@@ -19,7 +19,7 @@ def _network_like(x, t):
 
 def _mixture(**options):
     diffusion = GaussianDiffusion(DiffusionConfig(**options))
-    return MixtureModel(diffusion.alphas_cumprod.numpy()), diffusion
+    return MixtureModel(diffusion.tables.alphas_cumprod.numpy()), diffusion
 
 
 def test_progressive_generation_keeps_estimates_on_the_way_to_the_same_images():
@@ -105,7 +105,7 @@ def test_samples_from_one_latent_continue_a_trajectory():
 
 @pytest.mark.parametrize(
     ("weights", "timestep", "message"),
-    [([], 5, "at least one"), ([0.5, 1.2], 5, r"each in \[0, 1\]"), ([0.5], 1000, r"must lie in \[0, 999\]")],
+    [([], 5, "at least one"), ([0.5, 1.2], 5, r"each in \[0, 1\]"), ([0.5], 1000, r"must be in \[0, 999\]")],
 )
 def test_wrong_settings_are_refused(weights, timestep, message):
     x = torch.zeros(1, *IMAGE)

@@ -9,8 +9,7 @@ from scipy import stats
 
 from models import philox
 from models.cli.commands import main
-from models.cli.likelihood_report import summary
-from models.config import DiffusionConfig, ModelConfig, build_model
+from models.config import DiffusionConfig, ModelConfig
 from models.diffusion import GaussianDiffusion
 from models.likelihood import (
     Bound,
@@ -19,6 +18,8 @@ from models.likelihood import (
     rate_distortion,
     variational_bound,
 )
+from models.likelihood_report import summary
+from models.networks import build_model
 from models.snapshot import write_snapshot
 from tests.support.mixture import DEVIATION, MEANS, WEIGHTS, MixtureModel, draw
 
@@ -89,10 +90,10 @@ def _log_probability(x, mean, deviation):
 def test_terms_have_their_analytic_mean_for_gaussian_data(variance):
     """For x_0 ~ N(0, s^2) the best eps is linear and every term's expectation has a closed form."""
     deviation, diffusion = 0.4, GaussianDiffusion(DiffusionConfig(variance=variance, **SHORT))
-    alpha_bar = diffusion.alphas_cumprod.numpy()
+    alpha_bar = diffusion.tables.alphas_cumprod.numpy()
 
     def exact(x, t):
-        at = diffusion.alphas_cumprod[t].view(-1, 1, 1, 1)
+        at = diffusion.tables.alphas_cumprod[t].view(-1, 1, 1, 1)
         return (1 - at).sqrt() * x / (at * deviation**2 + 1 - at)
 
     x_0 = deviation * philox.normal(0, "data", torch.arange(400), (1, 10, 10), dtype=torch.float64)
@@ -101,7 +102,7 @@ def test_terms_have_their_analytic_mean_for_gaussian_data(variance):
     num = x_0.numel()
     # Squares of Gaussians: standard error of their mean is sqrt(2 / num) of it.
     np.testing.assert_allclose(bound.squared_error.mean(0), remaining, rtol=5 * (2 / num) ** 0.5)
-    beta, before = diffusion.betas.numpy()[1:], alpha_bar[:-1]
+    beta, before = diffusion.tables.betas.numpy()[1:], alpha_bar[:-1]
     true_variance = beta * (1 - before) / (1 - alpha_bar[1:])
     model_variance = beta if variance == "fixedlarge" else true_variance
     difference = before * beta**2 / (1 - alpha_bar[1:]) ** 2 * remaining[1:]
@@ -117,7 +118,7 @@ def test_the_bound_of_the_exact_model_is_the_entropy_of_the_mixture_and_the_deco
     diffusion = GaussianDiffusion(DiffusionConfig(variance="fixedlarge"))
     points = draw(num, 3)
     x_0 = torch.from_numpy(_to_levels(points)).reshape(-1, 2, 1, 1)
-    model = MixtureModel(diffusion.alphas_cumprod.numpy())
+    model = MixtureModel(diffusion.tables.alphas_cumprod.numpy())
     bound = variational_bound(model, diffusion, x_0, torch.arange(num), 0)
     densities = [
         weight * stats.multivariate_normal(mean, DEVIATION**2).pdf(points)
@@ -127,7 +128,9 @@ def test_the_bound_of_the_exact_model_is_the_entropy_of_the_mixture_and_the_deco
     surprise = -np.log2(sum(densities)) / 2 + np.log2(127.5)
     gap = bound.total.numpy() - surprise
     # The reverse steps lose next to nothing; the decoder's variance is smaller than the error it stands for.
-    ratio = 1 / (1 / DEVIATION**2 + 1 / float(diffusion.betas[0])) / float(diffusion.posterior_variance[1])
+    ratio = (
+        1 / (1 / DEVIATION**2 + 1 / float(diffusion.tables.betas[0])) / float(diffusion.tables.posterior_variance[1])
+    )
     slack = 0.5 * (ratio - 1 - np.log(ratio)) / np.log(2)
     standard_error = gap.std() / num**0.5
     assert standard_error < 0.025
@@ -174,6 +177,32 @@ def test_an_images_bound_does_not_depend_on_its_batch():
     assert prior_divergence(diffusion, x_0).dtype == whole.total.dtype == torch.float64
 
 
+@pytest.mark.parametrize(
+    ("x_0", "message"),
+    [
+        (torch.zeros(1, 1, 2, 2, dtype=torch.uint8), r"x_0 holds torch.uint8"),
+        (torch.zeros(2, 1, 2, 2), "1 indices for 2"),
+    ],
+)
+def test_images_that_would_be_measured_wrongly_are_refused(x_0, message):
+    with pytest.raises(ValueError, match=message):
+        variational_bound(_smooth, GaussianDiffusion(DiffusionConfig(**SHORT)), x_0, torch.arange(1), 0)
+
+
+def test_a_bound_that_is_not_finite_is_not_reported():
+    diffusion = GaussianDiffusion(DiffusionConfig(**SHORT))
+    bound = variational_bound(lambda x, t: x * float("nan"), diffusion, torch.zeros(1, 1, 2, 2), torch.arange(1), 0)
+    with pytest.raises(ValueError, match="the network has diverged"):
+        summary([bound])
+
+
+def test_the_bound_of_a_chain_of_one_step_is_its_prior_and_decoder():
+    process = GaussianDiffusion(DiffusionConfig(**SHORT)).respaced([39])
+    bound = variational_bound(_smooth, process, torch.zeros(1, 1, 1, 1), torch.arange(1), 0)
+    assert bound.terms.shape == (1, 1)
+    assert float(bound.total) == float(bound.prior + bound.terms[0, 0]) > 0
+
+
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory):
     config = ModelConfig(image_size=4, base_channels=32, channel_multipliers=(1,), attention_resolutions=())
@@ -210,7 +239,7 @@ def test_the_command_reports_the_bound_of_a_file(snapshot, tmp_path, capsys):
     [
         (["/nowhere"], "/nowhere does not exist"),
         (["DATA", "--num-images", "0"], "num_images is 0"),
-        (["DATA", "--num-steps", "9"], "must lie in [1, 8]"),
+        (["DATA", "--num-steps", "9"], "must be in [1, 8]"),
     ],
 )
 def test_mistakes_are_named(snapshot, tmp_path, capsys, arguments, message):

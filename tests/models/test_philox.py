@@ -151,3 +151,13 @@ def test_extreme_words_give_finite_normals(monkeypatch, word):
     x = philox.normal(0, "s", torch.tensor([0]), (4,), dtype=torch.float64)
     assert torch.isfinite(x).all()
     assert x.abs().max() < 6.77
+
+
+def test_what_is_not_whole_is_refused():
+    index = torch.arange(2)
+    with pytest.raises(TypeError, match="float"):
+        philox.normal(1.5, "a", index, (1,))
+    with pytest.raises(ValueError, match=r"high is 10.0: it must be a whole number"):
+        philox.randint(0, "a", index, 10.0)
+    with pytest.raises(ValueError, match=r"dtype is torch.int64"):
+        philox.normal(0, "a", index, (1,), dtype=torch.int64)

@@ -7,16 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import philox
-from models.config import DiffusionConfig, ModelConfig, build_model
+from models.config import DiffusionConfig, ModelConfig
 from models.diffusion import GaussianDiffusion
-from models.samplers import SAMPLERS, eval_mode, log_snr_timesteps, sample, to_uint8, uniform_timesteps
+from models.networks import build_model, eval_mode
+from models.samplers import SAMPLERS, choose_process, denoise_from, log_snr_timesteps, sample, uniform_timesteps
 from tests.support.mixture import SHAPE, MixtureModel, draw, energy_distance
 
 NUM_POINTS = 1500
 
 
 def _points(diffusion, sampler, num_sampling_steps=None, **options):
-    model = MixtureModel(diffusion.alphas_cumprod.numpy())
+    model = MixtureModel(diffusion.tables.alphas_cumprod.numpy())
     indices = torch.arange(NUM_POINTS)
     options = {"clip_x_0": False, "shape": SHAPE, **options}
     x = sample(model, diffusion, indices, 0, sampler, num_sampling_steps, **options)
@@ -196,6 +197,34 @@ def test_a_network_is_used_without_dropout_and_put_back():
     assert model.training
 
 
+def test_num_sampling_steps_choose_among_all_timesteps_whatever_part_the_process_is():
+    whole = GaussianDiffusion()
+    part = whole.respaced([0, 500, 999])
+    for sampler in SAMPLERS:
+        expected = choose_process(whole, sampler, 5).timesteps.tolist()
+        assert choose_process(part, sampler, 5).timesteps.tolist() == expected
+        assert choose_process(part, sampler, 1000).num_steps == 1000
+        assert choose_process(part, sampler) is part
+
+
+def test_images_without_an_index_each_are_refused():
+    with pytest.raises(ValueError, match="1 indices for 2 images"):
+        denoise_from(_network_like, GaussianDiffusion(), torch.zeros(2, 1, 2, 2), torch.arange(1), 0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("num_sampling_steps", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 5)])
+def test_the_smallest_processes_and_images_give_numbers(sampler, num_sampling_steps, shape):
+    diffusion = GaussianDiffusion(DiffusionConfig(num_timesteps=2, beta_start=0.1, beta_end=0.5))
+    for seed in (0, 2**64 - 1):
+        for index in (0, 2**62, 2**63 - 1, -1):
+            x = sample(_network_like, diffusion, torch.tensor([index]), seed, sampler, num_sampling_steps, shape=shape)
+            assert x.shape == (1, *shape)
+            assert torch.isfinite(x).all()
+    assert sample(_network_like, diffusion, torch.arange(0), 0, sampler, shape=shape).shape == (0, *shape)
+
+
 def test_samples_take_part_in_training():
     x = sample(_network_like, GaussianDiffusion(), torch.arange(1), 0, num_sampling_steps=2, shape=(1, 2, 2))
     weight = torch.ones(1, requires_grad=True)
@@ -216,19 +245,15 @@ def test_estimates_are_clipped_by_default_and_only_then():
     ("options", "message"),
     [
         ({"sampler": "euler"}, "ddpm, ddim, dpm-solver"),
-        ({"num_sampling_steps": 0}, r"must lie in \[1, 1000\]"),
-        ({"num_sampling_steps": 1001}, r"must lie in \[1, 1000\]"),
+        ({"num_sampling_steps": 0}, r"must be in \[1, 1000\]"),
+        ({"num_sampling_steps": 1001}, r"must be in \[1, 1000\]"),
         ({"eta": 1.5}, "eta is 1.5"),
         ({"timesteps": [3, 2]}, "must increase"),
+        ({"timesteps": [0.5, 2.5]}, "whole numbers"),
+        ({"num_sampling_steps": 2.0}, "a whole number"),
+        ({"eta": float("nan")}, "eta is nan"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         sample(_network_like, GaussianDiffusion(), torch.arange(1), 0, shape=(1, 2, 2), **options)
-
-
-def test_levels_are_rounded_not_truncated():
-    x = torch.tensor([-2.0, -1.0, -1 + 0.9 / 127.5, 0.0, 1 - 0.4 / 127.5, 1.0, 1.5])
-    assert to_uint8(x).tolist() == [0, 0, 1, 128, 255, 255, 255]
-    levels = torch.arange(256)
-    assert torch.equal(to_uint8(levels.float() / 127.5 - 1).long(), levels)

@@ -1,11 +1,15 @@
 """Snapshots: what is written comes back, and what is damaged is named."""
 
+import hashlib
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
-from models.config import DiffusionConfig, ModelConfig, build_model
+from models.config import DiffusionConfig, ModelConfig
+from models.networks import build_model
+from models.samplers import sample
 from models.snapshot import RECORD_NAME, WEIGHTS_NAME, load_snapshot, write_snapshot
 
 SMALL = ModelConfig(
@@ -80,6 +84,41 @@ def _edit(**changes):
     return edit
 
 
+def _replace_bytes(content):
+    def replace(path):
+        (path / WEIGHTS_NAME).write_bytes(content)
+        _edit(weights={"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})(path)
+
+    return replace
+
+
+def _replace(change):
+    """Weights that were changed by somebody who wrote the right checksum beside them."""
+
+    def replace(path):
+        state = safetensors.torch.load_file(path / WEIGHTS_NAME)
+        _replace_bytes(safetensors.torch.save(change(state)))(path)
+
+    return replace
+
+
+@pytest.mark.parametrize("dtypes", [[torch.float16], [torch.float64], [torch.bfloat16, torch.float32]])
+def test_weights_of_any_float_dtype_load_as_float32(written, dtypes):
+    path = written[0]
+    _replace(lambda state: {name: t.to(dtypes[k % len(dtypes)]) for k, (name, t) in enumerate(state.items())})(path)
+    snapshot = load_snapshot(path)
+    assert {p.dtype for p in snapshot.model.parameters()} == {torch.float32}
+    assert sample(snapshot.model, snapshot.diffusion, torch.arange(1), 0).dtype == torch.float32
+
+
+def test_a_provenance_that_is_not_json_leaves_the_snapshot_before(written):
+    path, model, diffusion = written
+    changed = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_snapshot(path, changed, SMALL, diffusion, {"path": path})
+    assert load_snapshot(path).provenance == {"step": 7}
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
@@ -94,6 +133,20 @@ def _edit(**changes):
         (_edit(model={"image_size": 7}), ValueError, "cannot build"),
         (_edit(model={"colour": 7}), ValueError, "cannot build"),
         (_edit(model={}), ValueError, "do not fit the model"),
+        (_edit(model=[1]), ValueError, "lacks model, a JSON object"),
+        (_edit(model={"architecture": "dit"}), ValueError, r"snapshot.json holds a network .* 'dit'"),
+        (_edit(model={"base_channels": 65536, "channel_multipliers": [65536]}), ValueError, "cannot build"),
+        (_edit(diffusion={"num_timesteps": 10**15}), ValueError, r"in \[2, 100000\]"),
+        (_edit(provenance=[1]), ValueError, "lacks provenance, a JSON object"),
+        (_edit(weights="sha256"), ValueError, "lacks weights, a JSON object"),
+        (_edit(weights={"sha256": 3}), ValueError, "lacks the sha256 and bytes"),
+        (lambda path: (path / RECORD_NAME).write_text("[" * 100_000), ValueError, "damaged"),
+        (lambda path: (path / RECORD_NAME).write_bytes(b"\xff"), ValueError, "damaged"),
+        (_replace(lambda state: {**state, "a\n\x1b[31m": torch.zeros(1)}), ValueError, r"first, 'a\\n\\x1b\[31m'"),
+        (_replace(lambda state: {**state, "../x": torch.zeros(1)}), ValueError, r"'../x', does not belong"),
+        (_replace(lambda state: {name: t.int() for name, t in state.items()}), ValueError, r"torch.int32, not floats"),
+        (_replace_bytes((2**63).to_bytes(8, "little") + b"{}"), ValueError, "not a readable safetensors file"),
+        (_replace_bytes((2).to_bytes(8, "little") + b"[]"), ValueError, "not a readable safetensors file"),
     ],
 )
 def test_damage_is_refused_in_one_line_that_names_it(written, damage, error, message):
@@ -111,6 +164,6 @@ def test_weights_of_another_model_are_not_written(tmp_path, written):
     with pytest.raises(ValueError, match=r"conv_in.weight is \(1,\)"):
         write_snapshot(tmp_path / "other", state, SMALL, diffusion, {})
     del state["conv_in.weight"]
-    with pytest.raises(ValueError, match=r"conv_in.weight, is missing"):
+    with pytest.raises(ValueError, match=r"'conv_in.weight', is missing"):
         write_snapshot(tmp_path / "other", state, SMALL, diffusion, {})
     assert not (tmp_path / "other").exists()

@@ -18,7 +18,8 @@ from eval.protocol import Protocol, parse_protocol
 from eval.service.backlog import Job, Selection, jobs_of_run
 from eval.service.runner import Runner
 from eval.settings import EvaluationSettings
-from models.config import DiffusionConfig, ModelConfig, build_model
+from models.config import DiffusionConfig, ModelConfig
+from models.networks import build_model
 from models.snapshot import write_snapshot
 
 MODEL = ModelConfig(

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from cluster.launch import Resources, Worker, launch_local
 from data_pipeline.loader import Batch
-from models.config import build_model
 from models.diffusion import GaussianDiffusion
 from models.ema import ExponentialMovingAverage
+from models.networks import build_model
 from tests.support.trainer import TINY_MODEL, tiny_config
 from trainer.config.config import Config, from_dict, to_dict
 from trainer.engines.base import Engine, NonFiniteError

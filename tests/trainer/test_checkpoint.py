@@ -12,8 +12,8 @@ from cluster.run_directory import complete_checkpoints, step_of
 from cluster.storage import DamagedError
 from common.files import read_json, write_json_atomic
 from data_pipeline.loader import Batch
-from models.config import build_model
 from models.diffusion import GaussianDiffusion
+from models.networks import build_model
 from tests.support.trainer import TINY_MODEL, tiny_config
 from trainer.checkpoint import CheckpointStore, Resumed, capture
 from trainer.engines.ddp import DdpEngine

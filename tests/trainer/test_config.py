@@ -193,7 +193,7 @@ def test_no_arguments_mean_the_demo() -> None:
         (["--workers.min_workers", "9"], "workers.min_workers 9"),
         (["--workers.compile", "true", "--workers.strategy", "zero3"], "workers.strategy zero3"),
         (["--ema.decay", "1.5"], "1.5"),
-        (["--optim.learning_rate", "1e400"], "optim.learning_rate inf must be above 0, and finite"),
+        (["--optim.learning_rate", "1e400"], "optim.learning_rate is inf: it must be above 0 and finite"),
         (["--run.storage", "s3://bucket/runs"], "run.storage 's3://bucket/runs' is not a folder"),
         (["--run.tracking_uri", "mlruns"], "run.tracking_uri 'mlruns' is none of sqlite:///PATH"),
         (["stray"], "stray"),

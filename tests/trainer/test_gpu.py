@@ -8,10 +8,12 @@ import torch
 from torch.nn.functional import conv2d
 
 from cluster.spool import read_metrics
-from models.config import ModelConfig, build_model
+from models.config import ModelConfig
 from models.diffusion import GaussianDiffusion
+from models.networks import build_model, eval_mode
+from models.pixels import to_uint8
 from models.precision import use_tf32
-from models.samplers import eval_mode, sample, to_uint8
+from models.samplers import sample
 from tests.support.faults import TINY
 from tests.support.trainer import NO_GRADIENT, command, final_weights, losses
 

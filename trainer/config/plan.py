@@ -15,7 +15,7 @@ from cluster.tracking_uri import checked_tracking_uri, default_tracking_uri
 from data_pipeline.paths import resolve_path
 from data_pipeline.storage.manifest import Manifest
 from data_pipeline.storage.shards import read_manifest, reading_options
-from models.config import build_model
+from models.networks import build_model
 from trainer.config.config import Config, Launcher, digest, semantics, to_dict
 
 _log = logging.getLogger(__name__)

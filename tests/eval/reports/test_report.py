@@ -46,7 +46,8 @@ def add_result(run, step, value, protocol=FD, status="done", **extra):
 def add_grid(run, bound, checkpoint):
     import torch
 
-    from eval.sampling.grids import make_grid, write_png
+    from common.pictures import write_png
+    from eval.sampling.grids import make_grid
 
     write_png(grid_path(run, checkpoint, bound), make_grid(torch.zeros(64, 1, 8, 8, dtype=torch.uint8)))
 

@@ -17,7 +17,7 @@ from eval.sampling.blocks import BlockWorker, missing_blocks
 from eval.service import runner as runner_module
 from eval.service.attempts import MAX_ATTEMPTS
 from eval.settings import EvaluationSettings
-from models.config import build_model
+from models.networks import build_model
 from models.snapshot import write_snapshot
 from tests.support.evaluation import DIFFUSION, MODEL, PROTOCOL, SETTINGS, job_of, make_run, runner
 

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from models.cli.commands import main
-from models.config import DiffusionConfig, ModelConfig, build_model
-from models.samplers import sample, to_uint8
+from models.config import DiffusionConfig, ModelConfig
+from models.networks import build_model
+from models.pixels import to_uint8
+from models.samplers import sample
 from models.snapshot import load_snapshot, write_snapshot
 
 TINY = ModelConfig(
@@ -76,7 +78,7 @@ def test_inspect_reports_the_model_as_json(snapshot, capsys):
         (["sample", "SNAPSHOT", "--eta", "2", "--sampler", "ddim"], "eta is 2.0"),
         (["sample", "SNAPSHOT", "--eta", "0.5"], "only the sampler ddim has it"),
         (["sample", "SNAPSHOT", "--batch-size", "0"], "batch_size is 0"),
-        (["sample", "SNAPSHOT", "--num-sampling-steps", "21"], r"must lie in [1, 20]"),
+        (["sample", "SNAPSHOT", "--num-sampling-steps", "21"], "must be in [1, 20]"),
         (["sample", "SNAPSHOT", "--device", "abacus"], "device is 'abacus'"),
         (["sample", "SNAPSHOT", "--device", "cuda:99"], "device is 'cuda:99'"),
         (["sample", "SNAPSHOT", "--colour", "red"], "--colour"),

@@ -1,7 +1,6 @@
 """Images read for the likelihood: every kind of source, in order, never altered in silence."""
 
 import io
-import tarfile
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from PIL import Image
 
 from models.cli.image_files import read_batches
 
+PACKED = "is a packed data set: measure it by `python -m eval likelihood"
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 3), dtype=np.uint8)
 
 
@@ -24,33 +24,23 @@ def _npy(image):
     return stream.getvalue()
 
 
-def _tar(file, members):
-    with tarfile.open(file, "w") as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-
 @pytest.fixture
 def sources(tmp_path):
     (tmp_path / "folder" / "b").mkdir(parents=True)
     for number, place in enumerate(["0.png", "1.png", "2.png", "b/3.png", "b/4.png"]):
         (tmp_path / "folder" / place).write_bytes(_png(IMAGES[number]))
     (tmp_path / "folder" / "notes.txt").write_text("not an image")
-    (tmp_path / "packed").mkdir()
-    (tmp_path / "packed" / "manifest.json").write_text("{}")
-    members = [(f"{number}.{'png' if number % 2 else 'npy'}", number) for number in range(5)]
-    encoded = [(name, (_npy if name.endswith("npy") else _png)(IMAGES[number])) for name, number in members]
-    _tar(tmp_path / "packed" / "shard-0.tar", [*encoded[:3], ("0.json", b"{}")])
-    _tar(tmp_path / "packed" / "shard-1.tar", encoded[3:])
+    (tmp_path / "mixed").mkdir()
+    for number in range(5):
+        name, content = (f"{number}.PNG", _png) if number % 2 else (f"{number}.npy", _npy)
+        (tmp_path / "mixed" / name).write_bytes(content(IMAGES[number]))
     np.save(tmp_path / "array.npy", IMAGES)
     np.savez(tmp_path / "named.npz", images=IMAGES, labels=np.zeros(5))
     np.savez(tmp_path / "only.npz", IMAGES)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["folder", "packed", "array.npy", "named.npz", "only.npz"])
+@pytest.mark.parametrize("name", ["folder", "mixed", "array.npy", "named.npz", "only.npz"])
 def test_every_source_gives_the_same_images_in_order(sources, name):
     batches = list(read_batches(sources / name, (3, 6, 6), 2, None))
     assert [len(batch) for batch in batches] == [2, 2, 1]
@@ -81,7 +71,15 @@ def _write(content, name):
         ("", _write(_png(IMAGES[0, :4]), "a.png"), ValueError, r"a.png is uint8 of shape \(4, 6, 3\)"),
         ("", _write(_png(np.zeros((6, 6, 4), np.uint8)), "a.png"), ValueError, "colour mode RGBA"),
         ("", _write(_npy(np.zeros((6, 6, 3))), "a.npy"), ValueError, "a.npy is float64"),
-        ("", _write(b"x" * 1024, "a.tar"), ValueError, "a.tar is not a readable tar"),
+        (
+            "",
+            _write(b"{}", "manifest.json"),
+            ValueError,
+            PACKED,
+        ),
+        ("", _write(b"", "a.tar"), ValueError, PACKED),
+        ("a.tar", _write(b"", "a.tar"), ValueError, PACKED),
+        ("a.npy", _write(_npy(np.zeros((0, 6, 6, 3), np.uint8)), "a.npy"), FileNotFoundError, "holds no images"),
         ("a.npy", _write(b"x", "a.npy"), ValueError, "a.npy is not a readable array file"),
         ("a.npz", _write(b"PK34", "a.npz"), ValueError, "a.npz is not a readable array file"),
         ("a.npz", lambda folder: None, FileNotFoundError, "does not exist"),
@@ -93,6 +91,36 @@ def test_what_does_not_fit_is_named(tmp_path, name, make, error, message):
     make(tmp_path)
     with pytest.raises(error, match=message):
         list(read_batches(tmp_path / name, (3, 6, 6), 2, None))
+
+
+def _damaged_npz():
+    stream = io.BytesIO()
+    np.savez_compressed(stream, images=IMAGES)
+    content = bytearray(stream.getvalue())
+    content[60] ^= 255
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("unclosed.npy", _npy(IMAGES).replace(b"(5, 6, 6, 3)", b"(5, 6, 6, 3 ")),
+        ("endless.npy", _npy(IMAGES).replace(b"(5, 6, 6, 3), }        ", b"(999999999999, 6, 3), }")),
+        ("short.npy", _npy(IMAGES)[:200]),
+        ("damaged.npz", _damaged_npz()),
+    ],
+)
+def test_a_damaged_array_is_named_whatever_numpy_raises(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is not a readable array file"):
+        list(read_batches(tmp_path / name, (3, 6, 6), 2, None))
+
+
+def test_a_folder_with_the_name_of_an_image_is_passed_over(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "a.png" / "b.png").write_bytes(_png(IMAGES[0]))
+    [batch] = read_batches(tmp_path, (3, 6, 6), 2, None)
+    np.testing.assert_array_equal(batch[0], IMAGES[0].transpose(2, 0, 1))
 
 
 def test_grey_models_do_not_take_colour_images(sources):

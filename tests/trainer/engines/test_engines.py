@@ -9,8 +9,8 @@ from torch import nn
 from cluster.launch import Worker
 from data_pipeline.loader import Batch
 from data_pipeline.order import SampleOrder
-from models.config import build_model
 from models.diffusion import GaussianDiffusion
+from models.networks import build_model
 from tests.support.trainer import NO_GRADIENT, TINY_MODEL, final_weights, losses, tiny_config, train_locally
 from trainer.config.config import Config
 from trainer.engines.base import NonFiniteError

@@ -13,8 +13,13 @@ from models.likelihood import Bound, rate_distortion
 
 
 def summary(bounds: Sequence[Bound]) -> dict[str, Any]:
-    """Means over all images in bits per dimension. rate + distortion_bits = bits_per_dim (section 4.3)."""
+    """Means over all images in bits per dimension. rate + distortion_bits = bits_per_dim (section 4.3).
+
+    bounds: of at least one image. Raises ValueError if one is not finite.
+    """
     total = torch.cat([bound.total for bound in bounds])
+    if not torch.isfinite(total).all():
+        raise ValueError("the bound is not finite: the network has diverged, or its weights are damaged")
     prior = torch.cat([bound.prior for bound in bounds])
     decoder = torch.cat([bound.terms[:, 0] for bound in bounds])
     spread = float(total.std(correction=1) / len(total) ** 0.5) if len(total) > 1 else None
