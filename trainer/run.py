@@ -17,8 +17,7 @@ from cluster.spool import Spool
 from cluster.storage import complete_directories
 from common.code import git_commit, installed_versions
 from common.files import read_json, write_json_atomic
-from common.redaction import redacted as redacted_uri
-from data_pipeline.storage.remote import is_remote, redacted
+from common.redaction import redacted_values
 from eval.results import checkpoint_step
 from models.config import ModelConfig, build_model
 from trainer.config.config import Config, digest, flatten, from_dict, to_dict
@@ -104,10 +103,7 @@ def close_run(plan: Plan, lease: Lease, status: str) -> None:
 def _announce(plan: Plan, run: dict[str, Any]) -> None:
     """Params and tags of the run, for MLflow."""
     spool = Spool(plan.directory, "run")
-    path = plan.config.data.path
-    shown_path = redacted(path) if is_remote(path) else path
-    shown = {"data.path": shown_path, "run.tracking_uri": redacted_uri(plan.config.run.tracking_uri)}
-    spool.params(flatten(plan.config) | shown | {"num_parameters": run["num_parameters"]})
+    spool.params(redacted_values(flatten(plan.config)) | {"num_parameters": run["num_parameters"]})
     spool.tags(
         {
             "git_commit": run["git_commit"],

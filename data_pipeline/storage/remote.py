@@ -3,15 +3,15 @@
 import hashlib
 import io
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from common import redaction
 from data_pipeline.storage.cache import FileCache
 from data_pipeline.storage.dataset import DamagedDataError, read_at
 from data_pipeline.storage.manifest import MANIFEST_NAME, ShardRecord
@@ -20,7 +20,6 @@ _logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
 _MAX_SMALL_FILE_BYTES = 256 << 20
 _MAX_EVICTED_READS = 20
-_URL = re.compile(r"\w+://[^\s'\"<>]+")
 _PASSING_STATUSES = (408, 425, 429)
 """HTTP refusals that a later try may not meet: timeout, too early, too many requests"""
 
@@ -214,12 +213,8 @@ def is_remote(path: str) -> bool:
 
 
 def redacted(url: str) -> str:
-    """A URL without user, password and query, fit for logs. What cannot be parsed is not shown at all."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "an unreadable URL"
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    """A URL without user, password and query, fit for logs."""
+    return redaction.redacted(url).replace("***@", "").partition("?")[0].partition("#")[0]
 
 
 def _file_system(url: str, settings: FetchSettings) -> tuple[Any, str, tuple[type[Exception], ...]]:
@@ -271,7 +266,7 @@ def _scheme(url: str) -> str:
 
 def _first_line(error: BaseException) -> str:
     """What an error says, without the secrets of the URLs in it."""
-    return _URL.sub(lambda found: redacted(found[0]), _raw_first_line(error))
+    return redaction.redacted(_raw_first_line(error))
 
 
 def _raw_first_line(error: BaseException) -> str:

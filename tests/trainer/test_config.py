@@ -239,16 +239,25 @@ def test_a_relative_mlflow_database_is_made_absolute(
     assert json.loads(capsys.readouterr().out)["config"]["run"]["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def test_a_password_of_mlflow_is_kept_for_the_uploader_alone(tmp_path: Path) -> None:
-    uri = "http://me:secret@host:5000"
+@pytest.mark.parametrize("password", ["secret", "/secret/", "it's secret", "%73ecret@", "a?secret#"])
+def test_a_password_of_mlflow_is_kept_for_the_uploader_alone(
+    tmp_path: Path, password: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"postgresql://me:{password}@host:5000"
+    assert main(["--run.tracking_uri", uri, "--data.path", f"https://host/{tmp_path}?sig=secret", "--dry-run"]) in (
+        0,
+        2,
+    )
+    shown = capsys.readouterr()
+    assert "ecret" not in shown.out + shown.err
     config = tiny_config(digits(tmp_path / "data"), tmp_path, "run", run={"tracking_uri": uri})
     planned = plan(config, "tiny")
     with run_lease(planned.directory) as lease:
         open_run(planned, lease)
     assert read_json(planned.directory / "run.json")["tracking_uri"] == uri
     said = (planned.directory / "spool" / "run.jsonl").read_text()
-    assert '"run.tracking_uri": "http://***@host:5000"' in said
-    assert "secret" not in said
+    assert '"run.tracking_uri": "postgresql://***@host:5000"' in said
+    assert "ecret" not in said
 
 
 GPU_WORKERS = {"num_workers": 2, "use_gpu": True}

@@ -12,6 +12,7 @@ import torch
 from cluster.fault import requested
 from cluster.launch import in_ray_job, in_torchrun
 from cluster.tracking_uri import checked_tracking_uri, default_tracking_uri
+from common.redaction import redacted, redacted_values
 from data_pipeline.demo.sets import resolve_path
 from data_pipeline.storage.manifest import Manifest
 from data_pipeline.storage.shards import read_manifest, reading_options
@@ -42,9 +43,9 @@ def num_parameters(config: Config) -> int:
 
 
 def summary(config: Config) -> dict[str, Any]:
-    """What --dry-run prints. The data set need not exist yet: then `dataset` says how to make it."""
+    """What --dry-run prints, without passwords. The data set need not exist yet: then `dataset` says how to make it."""
     config = _absolute(config)
-    dataset: dict[str, Any] = {"path": config.data.path, "found": False}
+    dataset: dict[str, Any] = {"path": redacted(config.data.path), "found": False}
     try:
         manifest = _read_manifest(config)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -53,7 +54,7 @@ def summary(config: Config) -> dict[str, Any]:
         _check_data(config, manifest)
         dataset |= {"found": True, "num_images": manifest.num_samples, "digest": manifest.digest}
     return {
-        "config": to_dict(config),
+        "config": redacted_values(to_dict(config)),
         "num_parameters": num_parameters(config),
         "num_steps": config.train.num_steps,
         "global_batch_size": config.train.global_batch_size,
