@@ -12,6 +12,7 @@ from cluster.tracking_uri import artifact_location, checked_tracking_uri
         ("sqlite:///mlflow.db", "sqlite:///{here}/mlflow.db"),
         ("sqlite:///sub/mlflow.db?timeout=5", "sqlite:///{here}/sub/mlflow.db?timeout=5"),
         ("sqlite:////srv/mlflow.db", "sqlite:////srv/mlflow.db"),
+        ("sqlite:////srv/a%3Fb%2541/mlflow.db?timeout=5", "sqlite:////srv/a%3Fb%2541/mlflow.db?timeout=5"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
         ("https://me:secret@host/mlflow", "https://me:secret@host/mlflow"),
         ("postgresql+psycopg2://me:secret@host/runs", "postgresql+psycopg2://me:secret@host/runs"),
@@ -52,4 +53,5 @@ def test_what_mlflow_would_not_take_is_refused(uri: str) -> None:
 
 def test_artifacts_lie_beside_a_local_database_alone() -> None:
     assert artifact_location("sqlite:////srv/mlflow.db?timeout=5") == "file:///srv/mlartifacts"
+    assert artifact_location("sqlite:////srv/a%3Fb%2541/mlflow.db") == "file:///srv/a%3Fb%2541/mlartifacts"
     assert artifact_location("http://host") is None

@@ -20,6 +20,8 @@ from models.config import build_model
 from trainer.config.config import Config, digest, semantics, to_dict
 
 Launcher = Literal["ray", "local"]
+STORAGE_NAMES = ("mlflow.db", "mlartifacts", "evaluators", "evaluation-requests", "reference-statistics", "reports")
+"""What the storage folder holds besides runs: MLflow's files, and those that evaluators share."""
 _log = logging.getLogger(__name__)
 
 
@@ -81,6 +83,7 @@ def plan(config: Config, preset: str, launcher: Launcher = "ray") -> Plan:
     if not config.run.tracking_uri:
         uri = default_tracking_uri(Path(config.run.storage))
         config = replace(config, run=replace(config.run, tracking_uri=uri))
+    _check_name(config)
     _check_disk(config)
     return Plan(config, manifest, Path(config.run.storage) / config.run.name)
 
@@ -119,6 +122,15 @@ def _absolute_path(path: str, name: str) -> str:
             f"{name} {path!r} is relative, but a Ray job runs in a temporary copy of the code: give an absolute path"
         )
     return os.path.abspath(expanded)
+
+
+def _check_name(config: Config) -> None:
+    """The storage folder holds more than runs."""
+    if config.run.name.lower() in STORAGE_NAMES or config.run.name.lower().startswith("mlflow.db"):
+        raise ValueError(
+            f"run.name {config.run.name!r} is taken: {config.run.storage} has a file or folder of that name for all of "
+            f"its runs ({', '.join(STORAGE_NAMES)}); give the run another name"
+        )
 
 
 def _check_disk(config: Config) -> None:
