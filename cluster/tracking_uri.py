@@ -1,4 +1,4 @@
-"""Where MLflow is: which tracking URIs a run may name, and how one is shown without its password."""
+"""Where MLflow is: which tracking URIs a run may name, and where its local database and artifacts lie."""
 
 import re
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def _sqlite_uri(scheme: str, path: str) -> str:
 
 
 def _host(uri: str) -> str | None:
-    """The host of a URI; None if it has none, or a port that is no number."""
+    """The host of a URI; None if it has none, or a port that is not a number."""
     try:
         parts = urlsplit(uri)
         _ = parts.port
