@@ -111,9 +111,8 @@ def _parsed(line: bytes) -> dict[str, Any]:
         raise ValueError("it is not an event of a run")
     if type(event.get("time")) not in (int, float) or not 0 <= event["time"] < _END_OF_TIME_SECONDS:
         raise ValueError("it has no time")
-    if event["type"] == "metrics" and not (
-        abs(event["step"]) < 2**63 and all(map(_is_number, event["values"].values()))
-    ):
+    values = event.get("values", {}).values()
+    if event["type"] == "metrics" and not (abs(event["step"]) < 2**63 and all(map(_is_number, values))):
         raise ValueError("its values are not all numbers")
     if event["type"] in ("params", "tags") and not all(isinstance(value, str) for value in values):
         raise ValueError("its values are not all text")
