@@ -2,11 +2,13 @@
 
 import logging
 import threading
+import time
 from pathlib import Path
 
 from cluster.fault import Faults
 from cluster.tracking import Uploader
 
+_REST = "the rest stays in the spool: python -m cluster upload RUN_DIR"
 _log = logging.getLogger(__name__)
 
 
@@ -21,7 +23,8 @@ class BackgroundUploader:
         closing_seconds: float = 30.0,
         faults: Faults | None = None,
     ):
-        """closing_seconds: how long the end waits for another process, an evaluator, that is sending the spool."""
+        """closing_seconds: how long the end waits for another process, an evaluator, that is sending the spool; twice
+        as long for an MLflow that answers nothing."""
         self._uploader = Uploader(run_directory, faults)
         self._every_seconds, self._longest_pause_seconds = every_seconds, longest_pause_seconds
         self._closing_seconds = closing_seconds
@@ -33,16 +36,26 @@ class BackgroundUploader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """One last attempt. What MLflow did not take stays in the spool for `python -m cluster upload`."""
+        """One last attempt. What MLflow did not take stays in the spool for `python -m cluster upload`.
+
+        A call of MLflow cannot be interrupted: one that does not end is left behind in its thread.
+        """
         self._stop.set()
-        self._thread.join()
-        if not self._attempt(self._closing_seconds):
-            _log.warning("MLflow is away; the rest stays in the spool: python -m cluster upload RUN_DIR")
+        seen = -1
+        while self._thread.is_alive():
+            if seen != self._uploader.progress:
+                seen, deadline = self._uploader.progress, time.monotonic() + 2 * self._closing_seconds
+            if time.monotonic() > deadline:
+                _log.warning("MLflow does not answer, and is not waited for; %s", _REST)
+                return
+            self._thread.join(0.2)
 
     def _loop(self) -> None:
         pause = self._every_seconds
         while not self._stop.wait(pause):
             pause = self._every_seconds if self._attempt() else min(2 * pause, self._longest_pause_seconds)
+        if not self._attempt(self._closing_seconds):
+            _log.warning("MLflow is away; %s", _REST)
 
     def _attempt(self, wait_seconds: float = 0.0) -> bool:
         try:

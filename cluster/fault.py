@@ -79,7 +79,7 @@ class Faults:
         self._faults = parse_faults(text)
         self._folder = run_directory / FAULTS
         self._rank = rank
-        self._told: set[Fault] = set()
+        self._logged: set[Fault] = set()
 
     def __bool__(self) -> bool:
         return bool(self._faults)
@@ -90,9 +90,9 @@ class Faults:
         for fault in self._faults:
             if self._is_due(fault, point, step):
                 # One that happens again and again would fill the log.
-                level = logging.DEBUG if fault in self._told else logging.WARNING
+                level = logging.DEBUG if fault in self._logged else logging.WARNING
                 _log.log(level, "fault on purpose, rank %s, step %s: %s", self._rank, step, fault.text)
-                self._told.add(fault)
+                self._logged.add(fault)
                 _act(fault)
                 poisoned |= fault.action == "nan"
         return poisoned

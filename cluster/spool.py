@@ -19,7 +19,7 @@ Point = tuple[int, float, float]
 """(step, value, unix seconds)"""
 
 UNREADABLE = "unreadable"
-"""Type of the event that stands for a line which holds none"""
+"""Type of the event that stands for an unreadable line"""
 _FIELDS: dict[str, dict[str, type]] = {
     "metrics": {"step": int, "values": dict},
     "params": {"values": dict},
@@ -29,6 +29,8 @@ _FIELDS: dict[str, dict[str, type]] = {
     "checkpoint": {"step": int, "name": str},
     "start": {"step": int, "trained": str},
 }
+_STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
+_END_OF_TIME_SECONDS = 1e11
 _log = logging.getLogger(__name__)
 
 
@@ -126,16 +128,31 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """The event of a line. Raises ValueError if it is not one that `Spool` writes."""
-    event = json.loads(line)
+    """The event of a line. Raises ValueError if it is not one that `Spool` writes: MLflow would refuse it for ever."""
+    try:
+        event = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deep") from error
     fields = _FIELDS.get(str(event.get("type"))) if isinstance(event, dict) else None
-    if fields is None or not all(isinstance(event.get(name), kind) for name, kind in fields.items()):
-        raise ValueError("it is no event of a run")
-    if not isinstance(event.get("time"), int | float):
+    if fields is None or not all(type(event.get(name)) is kind for name, kind in fields.items()):
+        raise ValueError("it is not an event of a run")
+    if type(event.get("time")) not in (int, float) or not 0 <= event["time"] < _END_OF_TIME_SECONDS:
         raise ValueError("it has no time")
-    if event["type"] == "metrics" and not all(isinstance(value, int | float) for value in event["values"].values()):
+    values = event.get("values", {}).values()
+    if event["type"] == "metrics" and not (abs(event["step"]) < 2**63 and all(map(_is_number, values))):
         raise ValueError("its values are not all numbers")
+    if event["type"] in ("params", "tags") and not all(isinstance(value, str) for value in values):
+        raise ValueError("its values are not all text")
+    if event["type"] == "artifact" and (event["path"].startswith("/") or ".." in event["path"].split("/")):
+        raise ValueError("its file is not in the run directory")
+    if event["type"] == "status" and event["status"] not in _STATUSES:
+        raise ValueError("it has no status that MLflow knows")
     return event
+
+
+def _is_number(value: object) -> bool:
+    """NaN is one here; a whole number beyond float64 is not."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**1023)
 
 
 def read_metrics(run_directory: Path) -> dict[str, list[Point]]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from cluster.copies import own_uid
 from cluster.fault import Faults
 from cluster.spool import UNREADABLE, Spool, read_events, read_metrics
 from cluster.tracking_uri import artifact_location, default_tracking_uri
@@ -41,8 +42,10 @@ class Uploader:
         self._directory = run_directory
         self._faults = faults or Faults()
         self._marker = run_directory / "spool" / "mlflow.json"
-        self._run = read_json(run_directory / "run.json")
+        self._run = self._read_run()
         self._connection: tuple[MlflowClient, str] | None = None
+        self.progress = 0
+        """Goes up whenever MLflow has answered; for who waits while another thread drains."""
 
     def drain(self, wait_seconds: float = 0.0) -> int | None:
         """Send everything not yet acknowledged; the number of events sent. None if another process is sending now,
@@ -64,7 +67,7 @@ class Uploader:
         return any(self._acknowledged(path) < path.stat().st_size for path in self._spool_files())
 
     def _drain(self) -> int:
-        run = read_json(self._directory / "run.json")
+        run = self._read_run()
         if run != self._run:
             self._connection = None
         self._run = run
@@ -72,6 +75,11 @@ class Uploader:
             return 0
         client, run_id = self._connection = self._connection or self._connect()
         return sum(self._drain_file(client, run_id, path) for path in self._spool_files())
+
+    def _read_run(self) -> dict[str, Any]:
+        """run.json, under the uid that is this folder's own: a copy must not log into the original's MLflow run."""
+        run = read_json(self._directory / "run.json")
+        return {**run, "uid": own_uid(self._directory, run)}
 
     def _spool_files(self) -> list[Path]:
         return sorted((self._directory / "spool").glob("*.jsonl"))
@@ -115,6 +123,7 @@ class Uploader:
                     client.set_terminated(run_id, event["status"], end_time)
         self._faults("upload.after")
         write_json_atomic(_acknowledged_path(path), {"bytes": batch[-1][1]})
+        self.progress += 1
         return sum(event["type"] not in (UNREADABLE, "checkpoint", "start") for event, _ in batch)
 
     def _send_metrics(self, client: "MlflowClient", run_id: str, events: list[dict[str, Any]]) -> None:
@@ -166,7 +175,12 @@ class Uploader:
     def _experiment(self, client: "MlflowClient") -> str:
         name = self._run["experiment"]
         experiment = client.get_experiment_by_name(name)
+        self.progress += 1
         if experiment is not None:
+            if experiment.lifecycle_stage == "deleted":
+                # Its name stays taken, and nothing can be logged into it.
+                _log.warning("MLflow's experiment %r was deleted; restored: %s logs into it", name, self._directory)
+                client.restore_experiment(experiment.experiment_id)
             return experiment.experiment_id
         return client.create_experiment(name, artifact_location=artifact_location(self._run["tracking_uri"]))
 
@@ -198,8 +212,8 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def _place(run: dict[str, Any]) -> dict[str, str]:
-    """Where a run is sent. Its password is not part of that, and is written into run.json alone."""
-    return {"tracking_uri": redacted(run["tracking_uri"]), "experiment": run["experiment"]}
+    """Where a run is sent, and as which. Its password is not part of that, and is written into run.json alone."""
+    return {"tracking_uri": redacted(run["tracking_uri"]), "experiment": run["experiment"], "uid": run["uid"]}
 
 
 def _acknowledged_path(path: Path) -> Path:

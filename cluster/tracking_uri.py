@@ -1,8 +1,9 @@
-"""Where MLflow is: which tracking URIs a run may name, and how one is shown without its password."""
+"""Where MLflow is: which tracking URIs a run may name, and where its local database and artifacts lie."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from common.redaction import redacted
 
@@ -13,7 +14,7 @@ _ALLOWED = "sqlite:///PATH, http(s)://HOST, postgresql:// or mysql:// with a dri
 
 def default_tracking_uri(storage: Path) -> str:
     """A SQLite file in the storage folder: no server needed."""
-    return f"sqlite:///{storage / 'mlflow.db'}"
+    return _sqlite_uri("sqlite", str(storage / "mlflow.db"))
 
 
 def checked_tracking_uri(uri: str, absolute: Callable[[str], str]) -> str:
@@ -24,7 +25,7 @@ def checked_tracking_uri(uri: str, absolute: Callable[[str], str]) -> str:
     scheme, separator, rest = uri.partition("://")
     database = scheme.partition("+")[0]
     if database == "sqlite" and rest.startswith("/") and (path := rest[1:].partition("?")[0]) not in ("", ":memory:"):
-        return f"{scheme}:///{absolute(path)}{rest[1 + len(path) :]}"
+        return _sqlite_uri(scheme, absolute(unquote(path))) + rest[1 + len(path) :]
     if scheme == "databricks" or (scheme in _SERVERS and _host(uri)) or (database in _DATABASES and rest):
         return uri
     files = "; MLflow 3 keeps no runs in plain files" if scheme == "file" or not separator else ""
@@ -36,11 +37,16 @@ def artifact_location(uri: str) -> str | None:
     scheme, _, path = uri.partition(":///")
     if scheme.partition("+")[0] != "sqlite":
         return None
-    return (Path(path.partition("?")[0]).absolute().parent / "mlartifacts").as_uri()
+    return (Path(unquote(path.partition("?")[0])).absolute().parent / "mlartifacts").as_uri()
+
+
+def _sqlite_uri(scheme: str, path: str) -> str:
+    """SQLAlchemy takes what follows a ? for options, and decodes %XX: a path with either in it is quoted."""
+    return f"{scheme}:///" + re.sub(r"%(?=[0-9a-fA-F]{2})|\?", lambda found: quote(found[0]), path)
 
 
 def _host(uri: str) -> str | None:
-    """The host of a URI; None if it has none, or a port that is no number."""
+    """The host of a URI; None if it has none, or a port that is not a number."""
     try:
         parts = urlsplit(uri)
         _ = parts.port

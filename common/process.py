@@ -1,4 +1,4 @@
-"""What a process arranges with its system: what ends with it, which signals its children get, what memory it keeps."""
+"""What a process asks of its system: what ends with it, its children's signals, its memory, who another process is."""
 
 import contextlib
 import ctypes
@@ -24,6 +24,30 @@ def end_with_parent(number: signal.Signals, parent_pid: int | None = None) -> No
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
         if parent_pid is not None and os.getppid() != parent_pid:
             os.kill(os.getpid(), number)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this number, whoever's it is."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the process began, in clock ticks since the machine was started; None if that cannot be read.
+
+    With the number it names a process for good: numbers are used again, and clocks are set.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # proc(5): field 22. The second, the command's name in brackets, may hold anything.
+    return int(text.rpartition(")")[2].split()[19])
 
 
 def keep_freed_memory() -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
+from cluster.copies import own_uid
 from cluster.fault import requested
 from cluster.lease import Lease, holding
 from cluster.run_directory import FINISHED, LEASE, RUN, newest_step
 from cluster.spool import Spool
 from common.code import git_commit, installed_versions
 from common.files import read_json, write_json_atomic
-from common.redaction import redacted as redacted_uri
-from data_pipeline.storage.address import is_remote, redacted
+from common.redaction import redacted_values
 from models.config import ModelConfig
 from models.networks import build_model
 from trainer.config.config import Config, digest, flatten, from_dict, to_dict
@@ -46,7 +46,7 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
     force_changes: then the diff goes into run.json, into every checkpoint from now on, and to MLflow.
     """
     path = plan.directory / RUN
-    previous = read_json(path) if path.exists() else None
+    previous = _read_previous(path) if path.exists() else None
     forced_changes = previous.get("forced_changes", []) if previous else []
     if previous is not None and (changed := _changes(plan, previous["semantics"])):
         if not force_changes:
@@ -61,7 +61,8 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
     config = plan.config
     run = {
         "run": config.run.name,
-        "uid": previous["uid"] if previous else uuid.uuid4().hex,
+        "uid": own_uid(plan.directory, previous) if previous else uuid.uuid4().hex,
+        "directory": str(plan.directory),
         "num_attempts": previous["num_attempts"] + 1 if previous else 1,
         "created_unix_seconds": previous["created_unix_seconds"] if previous else time.time(),
         "config": to_dict(config),
@@ -80,6 +81,9 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
     if is_finished(plan):
         return False
     (plan.directory / FINISHED).unlink(missing_ok=True)
+    if previous is not None and run["uid"] != previous["uid"]:
+        _log.warning("%s is a copy: it gets an MLflow run of its own, with all points of the original", plan.directory)
+        (plan.directory / "spool" / "mlflow.json").unlink(missing_ok=True)  # names the original's
     write_json_atomic(path, run)
     _announce(plan, run)
     return True
@@ -88,7 +92,9 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
 def is_finished(plan: Plan) -> bool:
     """Whether the run has reached the number of steps that is asked for."""
     path = plan.directory / FINISHED
-    return path.exists() and bool(read_json(path)["step"] >= plan.config.train.num_steps)
+    finished = read_json(path) if path.exists() else None
+    step = finished.get("step") if isinstance(finished, dict) else None
+    return isinstance(step, int) and step >= plan.config.train.num_steps
 
 
 def close_run(plan: Plan, lease: Lease, status: str) -> None:
@@ -104,10 +110,7 @@ def close_run(plan: Plan, lease: Lease, status: str) -> None:
 def _announce(plan: Plan, run: dict[str, Any]) -> None:
     """Params and tags of the run, for MLflow."""
     spool = Spool(plan.directory, "run")
-    path = plan.config.data.path
-    shown_path = redacted(path) if is_remote(path) else path
-    shown = {"data.path": shown_path, "run.tracking_uri": redacted_uri(plan.config.run.tracking_uri)}
-    spool.params(flatten(plan.config) | shown | {"num_parameters": run["num_parameters"]})
+    spool.params(redacted_values(flatten(plan.config)) | {"num_parameters": run["num_parameters"]})
     spool.tags(
         {
             "git_commit": run["git_commit"],
@@ -122,6 +125,26 @@ def _announce(plan: Plan, run: dict[str, Any]) -> None:
     )
     spool.status("RUNNING")
     spool.close()
+
+
+def _read_previous(path: Path) -> dict[str, Any]:
+    """The run.json that a run left. Raises ValueError if it is not that of a run."""
+    previous = read_json(path)
+    kinds = {
+        "uid": str,
+        "num_attempts": int,
+        "created_unix_seconds": float | int,
+        "config": dict,
+        "semantics": dict,
+        "forced_changes": list,
+    }
+    found = {"forced_changes": [], **previous} if isinstance(previous, dict) else {}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]:
+        raise ValueError(
+            f"{path} is not that of a run: {', '.join(wrong)} missing or of another type; restore the file, or give "
+            "this run another --run.name"
+        )
+    return previous
 
 
 def _changes(plan: Plan, previous: dict[str, Any]) -> list[str]:

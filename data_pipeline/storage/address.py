@@ -1,9 +1,8 @@
 """Addresses of data sets, http(s):// and s3://: what is usable, and what of them may be shown."""
 
-import re
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-_URL = re.compile(r"\w+://[^\s'\"<>]+")
+from common import redaction
 
 
 def is_remote(path: str) -> bool:
@@ -12,12 +11,8 @@ def is_remote(path: str) -> bool:
 
 
 def redacted(url: str) -> str:
-    """A URL without user, password and query, fit for logs. What cannot be parsed is not shown at all."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "an unreadable URL"
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    """A URL without user, password and query, fit for logs."""
+    return redaction.redacted(url).replace("***@", "").partition("?")[0].partition("#")[0]
 
 
 def scheme_of(url: str) -> str:
@@ -36,7 +31,7 @@ def scheme_of(url: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error says, without the secrets of the URLs in it."""
-    return _URL.sub(lambda found: redacted(found[0]), _raw_first_line(error))
+    return redaction.redacted(_raw_first_line(error))
 
 
 def _raw_first_line(error: BaseException) -> str:

@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.redaction import redacted
+
 if TYPE_CHECKING:
     import torch
 
@@ -70,5 +72,5 @@ def _fetch(found: re.Match[str], tracking_uri: str, folder: str) -> tuple[str, s
             version = client.get_model_version(found["name"], found["version"])
         place = download_artifacts(artifact_uri=version.source, dst_path=folder, tracking_uri=tracking_uri)
     except MlflowException as error:
-        raise ValueError(f"{found[0]} in the registry of {tracking_uri}: {error.message}") from error
+        raise ValueError(redacted(f"{found[0]} in the registry of {tracking_uri}: {error.message}")) from error
     return str(version.version), place

@@ -20,6 +20,15 @@ UNREADABLE = [
     b'{"type": "metrics", "step": 15, "values": {"train/loss": "0x5"}, "time": 1.0}\n',
     b'{"type": "metrics", "step": 15, "values": {"train/loss": 0.5}}\n',
     b'{"type": "status", "time": 1.0}\n',
+    b"[" * 200_000 + b"\n",
+    b'{"type": "metrics", "step": 15, "values": {"train/loss": 0.5}, "time": Infinity}\n',
+    b'{"type": "metrics", "step": 15, "values": {"train/loss": 1' + b"0" * 400 + b'}, "time": 1.0}\n',
+    b'{"type": "metrics", "step": 1' + b"0" * 30 + b', "values": {"train/loss": 0.5}, "time": 1.0}\n',
+    b'{"type": "metrics", "step": true, "values": {"train/loss": 0.5}, "time": 1.0}\n',
+    b'{"type": "params", "values": {"a": {"b": 1}}, "time": 1.0}\n',
+    b'{"type": "artifact", "path": "../../etc/passwd", "folder": "", "time": 1.0}\n',
+    b'{"type": "artifact", "path": "/etc/passwd", "folder": "", "time": 1.0}\n',
+    b'{"type": "status", "status": "ASLEEP", "time": 1.0}\n',
 ]
 
 

@@ -1,5 +1,6 @@
 import fcntl
 import math
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -243,3 +244,102 @@ def test_a_run_that_ends_waits_for_whoever_is_sending(
         release.cancel()
     assert Uploader(run_directory).pending() is not ends
     assert ("another process is still sending" in caplog.text) is not ends
+
+
+def test_an_mlflow_that_does_not_answer_does_not_keep_a_run_from_ending(
+    run_directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A database that is away: MLflow itself tries for more than a minute and a half, and cannot be interrupted."""
+    describe(run_directory, f"sqlite:///{tmp_path}")  # a folder cannot be opened as a database
+    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
+    with BackgroundUploader(run_directory, closing_seconds=0.1) as uploader:
+        pass
+    assert uploader._thread.is_alive()
+    assert "MLflow does not answer, and is not waited for; the rest stays in the spool" in caplog.text
+
+
+def test_a_deleted_experiment_is_restored_and_the_log_says_so(
+    run_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool(run_directory, "train")
+    spool.metrics({"train/loss": 0.5}, 10)
+    uploader = Uploader(run_directory)
+    uploader.drain()
+    client, _ = mlflow_run(run_directory)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    spool.metrics({"train/loss": 0.4}, 20)
+    with pytest.raises(UploadError):  # it is connected to the run, and finds out
+        uploader.drain()
+    assert uploader.drain() == 1
+    assert "MLflow's experiment 'tests' was deleted; restored" in caplog.text
+    assert sent_steps(default_tracking_uri(run_directory.parent)) == [10, 20]
+
+
+@pytest.mark.parametrize("earlier_version", [False, True])
+def test_a_copy_of_a_run_is_sent_to_an_mlflow_run_of_its_own(run_directory: Path, earlier_version: bool) -> None:
+    """One that was sent before it was copied, and remembers the original's MLflow run."""
+    uri = default_tracking_uri(run_directory.parent)
+    spool = Spool(run_directory, "run")
+    spool.tags({"run_directory": run_directory})
+    if not earlier_version:
+        write_json_atomic(
+            run_directory / "run.json", read_json(run_directory / "run.json") | {"directory": str(run_directory)}
+        )
+    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
+    Uploader(run_directory).drain()
+    marker = run_directory / "spool" / "mlflow.json"
+    if earlier_version:
+        write_json_atomic(marker, {name: value for name, value in read_json(marker).items() if name != "uid"})
+    copy = run_directory.with_name("copy")
+    shutil.copytree(run_directory, copy)
+    Spool(copy, "train").metrics({"train/loss": 0.3}, 30)
+    assert Uploader(copy).pending()
+    assert Uploader(copy).drain() == 3
+    Spool(run_directory, "train").metrics({"train/loss": 0.4}, 20)
+    assert Uploader(run_directory).drain() == 1
+    client = MlflowClient(uri)
+    steps = {
+        directory.name: [
+            point.step
+            for point in client.get_metric_history(
+                read_json(directory / "spool" / "mlflow.json")["run_id"], "train/loss"
+            )
+        ]
+        for directory in (run_directory, copy)
+    }
+    assert steps == {"some-run": [10, 20], "copy": [10, 30]}
+
+
+def test_a_run_that_was_moved_stays_the_run_it_was(run_directory: Path) -> None:
+    write_json_atomic(
+        run_directory / "run.json", read_json(run_directory / "run.json") | {"directory": str(run_directory)}
+    )
+    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
+    Uploader(run_directory).drain()
+    link, moved = run_directory.with_name("link"), run_directory.with_name("moved")
+    link.symlink_to(run_directory)
+    Spool(link, "train").metrics({"train/loss": 0.4}, 20)
+    assert Uploader(link).drain() == 1
+    run_directory.rename(moved)
+    Spool(moved, "train").metrics({"train/loss": 0.3}, 30)
+    assert Uploader(moved).drain() == 1
+    assert sent_steps(default_tracking_uri(moved.parent)) == [10, 20, 30]
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%41b%3F", "ü密 a#b;c&d=e@f%zz", "x" * 200])
+def test_the_database_and_the_artifacts_lie_in_the_storage_folder_whatever_it_is_called(
+    tmp_path: Path, name: str
+) -> None:
+    storage = tmp_path / name
+    directory = storage / "some-run"
+    directory.mkdir(parents=True)
+    describe(directory, default_tracking_uri(storage))
+    (directory / "grid.txt").write_text("grid")
+    spool = Spool(directory, "run")
+    spool.artifact(directory / "grid.txt")
+    assert Uploader(directory).drain() == 1
+    assert {path.name for path in tmp_path.iterdir()} == {name}
+    assert {path.name for path in storage.iterdir()} == {"some-run", "mlflow.db", "mlartifacts"}
+    assert len(list((storage / "mlartifacts").rglob("grid.txt"))) == 1

@@ -14,7 +14,7 @@ import torch
 
 from common import documentation
 from common.code import ROOT
-from common.files import read_json
+from common.files import read_json, write_json_atomic
 from tests.support.trainer import command, digits, tiny_config
 from trainer.command import main
 from trainer.config.config import Config, from_dict, to_dict
@@ -184,6 +184,13 @@ def test_no_arguments_mean_the_demo() -> None:
         (["--data.path", "/no/such/data"], "/no/such/data"),
         (["--data.path", "demo:cats"], "cats"),
         (["--run.name", "a/b"], "a/b"),
+        (["--run.name", "mlflow.db"], "run.name 'mlflow.db' is taken"),
+        (["--run.name", "MLflow.db-wal"], "run.name 'MLflow.db-wal' is taken"),
+        (["--run.name", "mlartifacts"], "run.name 'mlartifacts' is taken"),
+        (["--run.name", "evaluators"], "run.name 'evaluators' is taken"),
+        (["--run.name", "evaluation-requests"], "run.name 'evaluation-requests' is taken"),
+        (["--run.name", "reference-statistics"], "run.name 'reference-statistics' is taken"),
+        (["--run.name", "reports"], "run.name 'reports' is taken"),
         (["--model.image_size", "16", "--model.attention_resolutions", "[8]"], "--model.image_size 8"),
         (["--optim.clip_scope", "slice", "--optim.clip_slice_images", "7"], "clip_slice_images 7"),
         (
@@ -315,16 +322,71 @@ def test_a_relative_mlflow_database_is_made_absolute(
     assert json.loads(capsys.readouterr().out)["config"]["run"]["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def test_a_password_of_mlflow_is_kept_for_the_uploader_alone(tmp_path: Path) -> None:
-    uri = "http://me:secret@host:5000"
+@pytest.mark.parametrize("password", ["secret", "/secret/", "it's secret", "%73ecret@", "a?secret#"])
+def test_a_password_of_mlflow_is_kept_for_the_uploader_alone(
+    tmp_path: Path, password: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"postgresql://me:{password}@host:5000"
+    assert main(["--run.tracking_uri", uri, "--data.path", f"https://host/{tmp_path}?sig=secret", "--dry-run"]) in (
+        0,
+        2,
+    )
+    shown = capsys.readouterr()
+    assert "ecret" not in shown.out + shown.err
     config = tiny_config(digits(tmp_path / "data"), tmp_path, "run", run={"tracking_uri": uri})
     planned = plan(config, "tiny")
     with run_lease(planned.directory) as lease:
         open_run(planned, lease)
     assert read_json(planned.directory / "run.json")["tracking_uri"] == uri
     said = (planned.directory / "spool" / "run.jsonl").read_text()
-    assert '"run.tracking_uri": "http://***@host:5000"' in said
-    assert "secret" not in said
+    assert '"run.tracking_uri": "postgresql://***@host:5000"' in said
+    assert "ecret" not in said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[]",
+        "3",
+        "null",
+        "[[[",
+        '{"uid": 3, "num_attempts": "x", "created_unix_seconds": [], "config": [], "semantics": 1}',
+        '{"uid": "u", "num_attempts": 1, "config": {}, "semantics": 1, "forced_changes": 3}',
+    ],
+)
+def test_a_run_json_that_is_not_that_of_a_run_is_one_line(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, directory = digits(tmp_path / "data"), tmp_path / "runs" / "run"
+    directory.mkdir(parents=True)
+    (directory / "run.json").write_text(content)
+    (directory / "FINISHED.json").write_text(content)
+    code = main(["--data.path", str(data), "--run.storage", str(directory.parent), "--run.name", "run"])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith(f"error: {directory / 'run.json'} is not ")
+    assert error.count("\n") == 1
+    assert (directory / "run.json").read_text() == content
+
+
+def test_a_copied_run_that_is_trained_on_gets_an_mlflow_run_of_its_own(tmp_path: Path) -> None:
+    data = digits(tmp_path / "data")
+    first = plan(tiny_config(data, tmp_path, "run"), "tiny")
+    with run_lease(first.directory) as lease:
+        open_run(first, lease)
+    write_json_atomic(first.directory / "spool" / "mlflow.json", {"run_id": "r", "experiment_id": "1"})
+    shutil.copytree(first.directory, tmp_path / "copy")
+    uids = []
+    for name in ("copy", "copy", "run"):
+        planned = plan(tiny_config(data, tmp_path, name), "tiny")
+        with run_lease(planned.directory) as lease:
+            open_run(planned, lease)
+        uids.append(read_json(planned.directory / "run.json")["uid"])
+    copy, again, original = uids
+    assert copy == again != original
+    assert not (tmp_path / "copy" / "spool" / "mlflow.json").exists()
+    assert (first.directory / "spool" / "mlflow.json").exists()
 
 
 GPU_WORKERS = {"num_workers": 2, "use_gpu": True}

@@ -12,12 +12,15 @@ import torch
 from cluster.fault import requested
 from cluster.launch import in_ray_job, in_torchrun
 from cluster.tracking_uri import checked_tracking_uri, default_tracking_uri
+from common.redaction import redacted, redacted_values
 from data_pipeline.paths import resolve_path
 from data_pipeline.storage.manifest import Manifest
 from data_pipeline.storage.shards import read_manifest, reading_options
 from models.networks import build_model
 from trainer.config.config import Config, Launcher, digest, semantics, to_dict
 
+STORAGE_NAMES = ("mlflow.db", "mlartifacts", "evaluators", "evaluation-requests", "reference-statistics", "reports")
+"""What the storage folder holds besides runs: MLflow's files, and those that evaluators share."""
 _log = logging.getLogger(__name__)
 
 
@@ -41,9 +44,9 @@ def num_parameters(config: Config) -> int:
 
 
 def summary(config: Config) -> dict[str, Any]:
-    """What --dry-run prints. The data set need not exist yet: then `dataset` says how to make it."""
+    """What --dry-run prints, without passwords. The data set need not exist yet: then `dataset` says how to make it."""
     config = _absolute(config)
-    dataset: dict[str, Any] = {"path": config.data.path, "found": False}
+    dataset: dict[str, Any] = {"path": redacted(config.data.path), "found": False}
     try:
         manifest = _read_manifest(config)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -52,7 +55,7 @@ def summary(config: Config) -> dict[str, Any]:
         _check_data(config, manifest)
         dataset |= {"found": True, "num_images": manifest.num_samples, "digest": manifest.digest}
     return {
-        "config": to_dict(config),
+        "config": redacted_values(to_dict(config)),
         "num_parameters": num_parameters(config),
         "num_steps": config.train.num_steps,
         "global_batch_size": config.train.global_batch_size,
@@ -79,6 +82,7 @@ def plan(config: Config, preset: str, launcher: Launcher = "ray") -> Plan:
     if not config.run.tracking_uri:
         uri = default_tracking_uri(Path(config.run.storage))
         config = replace(config, run=replace(config.run, tracking_uri=uri))
+    _check_name(config)
     _check_disk(config)
     return Plan(config, manifest, Path(config.run.storage) / config.run.name)
 
@@ -117,6 +121,15 @@ def _absolute_path(path: str, name: str) -> str:
             f"{name} {path!r} is relative, but a Ray job runs in a temporary copy of the code: give an absolute path"
         )
     return os.path.abspath(expanded)
+
+
+def _check_name(config: Config) -> None:
+    """The storage folder holds more than runs."""
+    if config.run.name.lower() in STORAGE_NAMES or config.run.name.lower().startswith("mlflow.db"):
+        raise ValueError(
+            f"run.name {config.run.name!r} is taken: {config.run.storage} has a file or folder of that name for all of "
+            f"its runs ({', '.join(STORAGE_NAMES)}); give the run another name"
+        )
 
 
 def _check_disk(config: Config) -> None:
