@@ -66,7 +66,7 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         return warm * self.decay ** (self.update_count - num_warm)
 
     def named_state(self) -> dict[str, torch.Tensor]:
-        """Copies of the averages, float32 (float64 of float64 tensors), by the names given at the start."""
+        """Copies of the averages, float32 (float64 for float64 tensors), by the names given at the start."""
         return {name: shadow.detach().clone() for name, shadow in zip(self.names, self.shadow_params, strict=True)}
 
     @torch.no_grad()
