@@ -28,6 +28,7 @@ from trainer.hooks.checkpoint import CheckpointHook
 from trainer.hooks.faults import DrillHook, drilled, drilled_stream
 from trainer.hooks.lease import LeaseHook
 from trainer.hooks.metrics import MetricsHook
+from trainer.hooks.progress import ProgressHook
 from trainer.hooks.stop import StopHook
 from trainer.hooks.watchdog import Watchdog
 from trainer.hooks.window import WindowRecorder
@@ -91,6 +92,7 @@ def assemble(worker: Worker, directory: Path, run: dict[str, Any], lease: Lease 
         *((LeaseHook(lease, worker),) if lease is not None else ()),
         metrics,
         checkpoints,
+        ProgressHook(directory, worker, config, resumed.step),
         StopHook(directory, worker, save),
     ]
     report = partial(

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from data_pipeline.order import MAX_COUNTER
 from models.config import DiffusionConfig, ModelConfig
@@ -17,6 +17,8 @@ from trainer.config.sections import (
     TrainConfig,
     WorkersConfig,
 )
+
+Launcher = Literal["ray", "local"]
 
 
 @dataclass(frozen=True)
