@@ -32,8 +32,8 @@ def commit_directory(
 ) -> Path:
     """Create `parent/name` from what `write(directory)` puts there, all or nothing.
 
-    record: extra JSON fields of COMPLETE.json. reached: called with before_rename and after_rename at those moments.
-    Returns the committed directory; that its name could not be flushed to the disk is a warning.
+    record: extra JSON fields of COMPLETE.json. reached: called with before_rename and after_rename when it gets there.
+    Returns the committed directory.
     Raises FileExistsError if the name is taken, OSError (disk full, say) with nothing new left behind.
     """
     destination = parent / name

@@ -50,6 +50,14 @@ def start_ticks(pid: int) -> int | None:
     return int(text.rpartition(")")[2].split()[19])
 
 
+def boot_id() -> str:
+    """What names this start of the machine; empty if that cannot be read."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def keep_freed_memory() -> None:
     """Have malloc reuse freed memory instead of giving it back to the kernel. With glibc only; else nothing.
 
@@ -69,13 +77,8 @@ def process_identity(pid: int) -> str | None:
     creation does not.
     """
     if sys.platform == "linux":
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        start_ticks = stat.rpartition(")")[2].split()[19]  # the 22nd field; the 2nd, a name, may hold spaces
-        return f"{boot_id}/{pid}/{start_ticks}"
+        ticks = start_ticks(pid)
+        return None if ticks is None else f"{boot_id()}/{pid}/{ticks}"
     import psutil
 
     try:
