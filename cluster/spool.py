@@ -24,6 +24,7 @@ _FIELDS: dict[str, dict[str, type]] = {
     "tags": {"values": dict},
     "artifact": {"path": str, "folder": str},
     "status": {"status": str},
+    "checkpoint": {"step": int, "name": str},
 }
 _log = logging.getLogger(__name__)
 
@@ -67,6 +68,10 @@ class Spool:
     def status(self, status: str) -> None:
         """status: RUNNING, FINISHED, FAILED or KILLED, as in MLflow."""
         self._append({"type": "status", "status": status})
+
+    def checkpoint(self, step: int, name: str) -> None:
+        """A checkpoint was committed: `name` is its folder's. For evaluators; MLflow is not told."""
+        self._append({"type": "checkpoint", "step": step, "name": name})
 
     def close(self) -> None:
         self._file.close()

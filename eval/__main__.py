@@ -15,8 +15,8 @@ from eval.protocol import parse_protocol
 from eval.settings import EvaluationSettings, PoolSettings
 
 if TYPE_CHECKING:
+    from eval.backlog import Job
     from eval.sampling.evaluation import RunBlocks
-    from eval.service.backlog import Job
 
 STOPPED = 130
 """Exit code of an evaluation that was told to stop, as of a command that Ctrl-C ended."""
@@ -85,7 +85,7 @@ def serve(
         schedule: cron expression; at its times each run's newest checkpoint is evaluated and reports are written
         port: show a web page at this port of the loopback address, by Ray Serve
     """
-    from eval.service.backlog import Selection
+    from eval.backlog import Selection
     from eval.service.runner import Runner
     from eval.service.schedule import ticking
     from eval.service.service import Service
@@ -251,7 +251,7 @@ def _run_blocks(pool: PoolSettings) -> "RunBlocks":
 
 def _choose_job(run_directory: Path, protocol: str, step: int | None) -> "Job":
     """The newest checkpoint, or the one at `step`, under a protocol."""
-    from eval.service.backlog import Selection, jobs_of_run
+    from eval.backlog import Selection, jobs_of_run
 
     _check_run(run_directory)
     jobs = jobs_of_run(run_directory.resolve(), [parse_protocol(protocol)], Selection())

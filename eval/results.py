@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from common.files import read_json, write_json_atomic
 from eval.protocol import Protocol, from_description
 
 DONE, BLOCKED, FAILED, SKIPPED = "done", "blocked", "failed", "skipped"
+MAX_ATTEMPTS = 3
+"""A checkpoint that fails, or kills its evaluator, this often in a row without a new block is recorded as failed."""
 _REPORTED_PACKAGES = ("torch", "numpy", "pillow", "torchvision", "efficientnet-lite-pytorch", "rayddpm")
 
 
@@ -26,8 +28,21 @@ def grid_path(run_directory: Path, checkpoint_name: str, protocol: Protocol) -> 
     return evaluation_folder(run_directory, checkpoint_name) / f"{protocol.digest}.grid.png"
 
 
+def neighbours_path(result_path: Path, suffix: str) -> Path:
+    """neighbours/<protocol digest>.png and .json beside a result: a comparison with training images."""
+    return result_path.parent / "neighbours" / f"{result_path.stem}{suffix}"
+
+
+def read_neighbours(result_path: Path) -> dict[str, Any] | None:
+    """What `find_neighbours` wrote for this evaluation, with the picture's path; None if it was not asked for."""
+    path = neighbours_path(result_path, ".json")
+    if not path.exists():
+        return None
+    return {**read_json(path), "path": str(neighbours_path(result_path, ".png"))}
+
+
 def read_result(path: Path) -> dict[str, Any] | None:
-    """The result, or None if there is none yet. A file that is no result counts as none: it is written again."""
+    """The result, or None if there is none yet. A file that does not hold one counts as none: it is written again."""
     try:
         result = read_json(path)
         return result if _is_result(result, path) else None
@@ -57,6 +72,14 @@ def all_results(run_directory: Path) -> Iterator[dict[str, Any]]:
         result = read_result(path)
         if result is not None:
             yield result
+
+
+def is_final(result: Mapping[str, Any]) -> bool:
+    """Done, skipped, or failed too often."""
+    status = result.get("status")
+    if status == FAILED:
+        return int(result.get("attempts", 1)) >= MAX_ATTEMPTS
+    return status in (DONE, SKIPPED)
 
 
 def checkpoint_step(name: str) -> int:

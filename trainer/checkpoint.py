@@ -31,8 +31,8 @@ from cluster.storage import (
     remove_leftovers,
     verify,
 )
+from eval.backlog import held_checkpoints
 from eval.results import checkpoint_step
-from eval.service.backlog import held_checkpoints
 from models.ema import ExponentialMovingAverage
 from models.snapshot import save_tensors, write_snapshot
 from trainer.config.config import CheckpointConfig, Config
@@ -225,6 +225,8 @@ class Saved:
     step: int
     seconds: float
     num_bytes: int
+    name: str
+    """Of the checkpoint's folder."""
 
 
 class BackgroundSaver:
@@ -261,4 +263,4 @@ class BackgroundSaver:
         started = time.perf_counter()
         directory = self._store.save(captured)
         num_bytes = sum(path.stat().st_size for path in directory.iterdir())
-        return Saved(captured.step, time.perf_counter() - started, num_bytes)
+        return Saved(captured.step, time.perf_counter() - started, num_bytes, directory.name)

@@ -138,6 +138,18 @@ def statistics_distance(one: FeatureStatistics, other: FeatureStatistics) -> flo
     return frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
 
 
+def small_sample_warnings(sampled: FeatureStatistics, reference: FeatureStatistics) -> list[str]:
+    """A covariance from fewer images than features is singular and the distance biased upwards: say so."""
+    dimension = len(sampled.mean)
+    sides = (("sampled", sampled.count), ("reference", reference.count))
+    return [
+        f"{count} {side} images are no more than the {dimension} features: the covariance is singular and the distance "
+        "biased; compare only numbers of this protocol"
+        for side, count in sides
+        if count <= dimension
+    ]
+
+
 def _symmetric(matrix: np.ndarray) -> np.ndarray:
     matrix = np.asarray(matrix, np.float64)
     return (matrix + matrix.T) / 2

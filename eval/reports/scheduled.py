@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.tracking import Spool
+from eval.backlog import warn_once
 from eval.reports.report import write_report
-from eval.service.backlog import warn_once
 
 _TIME_FORMAT = "%Y%m%d-%H%M%S"
 

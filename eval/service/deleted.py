@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.spool import read_events
+from eval.backlog import Job, Selection, checkpoints_of
 from eval.protocol import Protocol
 from eval.results import read_result
 from eval.runs import read_run
-from eval.service.backlog import Job, Selection, checkpoints_of
 
-_COMMITTED = "checkpoint/bytes"
-"""Training spools this metric at the step of every checkpoint it has committed."""
+_OLD_METRIC = "checkpoint/bytes"
+"""Spooled at the step of every committed checkpoint: all that runs say whose spool has no events of checkpoints."""
 
 
 @dataclass
@@ -53,6 +53,8 @@ class DeletedCheckpoints:
             return
         for event, end in read_events(path, self._offset):
             self._offset = end
-            if _COMMITTED in event.get("values", ()):
-                # The spool does not say which attempt it was.
+            if event["type"] == "checkpoint":
+                self._names[event["step"]] = event["name"]
+            elif _OLD_METRIC in event.get("values", ()):
+                # It does not say which attempt it was.
                 self._names.setdefault(event["step"], f"step-{event['step']:08d}-unknown")

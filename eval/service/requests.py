@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_json, write_json_atomic
+from eval.backlog import Job, Selection, find_runs, is_final, jobs_of_run
 from eval.protocol import from_description, parse_protocol
 from eval.results import DONE, read_result
-from eval.service.backlog import Job, Selection, find_runs, is_final, jobs_of_run
 
 
 def request_evaluation(storage: Path, run_name: str, protocol: str, step: int | None = None) -> dict[str, Any]:

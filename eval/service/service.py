@@ -10,9 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from eval.protocol import Protocol
-from eval.results import BLOCKED, DONE, FAILED, read_result
-from eval.service.backlog import (
+from eval.backlog import (
     Job,
     Selection,
     find_runs,
@@ -22,6 +20,8 @@ from eval.service.backlog import (
     pending_jobs,
     warn_once,
 )
+from eval.protocol import Protocol
+from eval.results import BLOCKED, DONE, FAILED, read_result
 from eval.service.deleted import DeletedCheckpoints
 from eval.service.heartbeat import Heartbeat
 from eval.service.requests import requested_jobs

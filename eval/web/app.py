@@ -14,10 +14,10 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel
 
 from cluster.lease import is_held
+from eval.backlog import Selection, find_runs, is_final, jobs_of_run
 from eval.protocol import Protocol
 from eval.reports.scheduled import report_files
 from eval.results import DONE, read_result
-from eval.service.backlog import Selection, find_runs, is_final, jobs_of_run
 from eval.service.heartbeat import living_evaluators
 from eval.service.requests import request_evaluation, requested_jobs
 from eval.web.page_data import dashboard, render_runs, render_shell

@@ -7,12 +7,13 @@ from typing import Any
 
 import jinja2
 
+from eval.backlog import Selection, checkpoints_of, find_runs, warn_once
 from eval.protocol import Protocol
 from eval.reports.curves import COLOURS, format_value
 from eval.reports.report import protocol_charts, summarise
+from eval.reports.report import style as report_style
 from eval.reports.report_data import collect_run, distinct_protocols
 from eval.reports.scheduled import report_files
-from eval.service.backlog import Selection, checkpoints_of, find_runs, warn_once
 
 _MAX_SETTLED = 20
 """Failures and skips shown, the newest; a report shows all."""
@@ -59,7 +60,7 @@ def render_shell(title: str) -> str:
     return (
         _environment()
         .get_template("dashboard.html")
-        .render(title=title, style=_text("report.css") + _text("dashboard.css"), script=_text("dashboard.js"))
+        .render(title=title, style=report_style() + _text("dashboard.css"), script=_text("dashboard.js"))
     )
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from eval.__main__ import COMMANDS, main
+from eval.backlog import Selection, jobs_of_run
 from eval.protocol import parse_protocol
 from eval.results import all_results
-from eval.service.backlog import Selection, jobs_of_run
 from eval.service.runner import Runner
 from eval.settings import EvaluationSettings
 from tests.support.evaluation import make_checkpoint, make_run

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from eval.protocol import EFFICIENTNET_LITE0_SHA256, FAMILIES, NAMES, Protocol, from_description, parse_protocol
+from eval.metrics.weights import EFFICIENTNET_LITE0_SHA256
+from eval.protocol import FAMILIES, NAMES, Protocol, from_description, parse_protocol
 
 NAMED_IN_DOCS = [
     "fid_clean_50k",

@@ -145,6 +145,7 @@ class CheckpointHook:
 
     def _report(self, saved: Saved | None) -> None:
         if saved is not None and self._spool is not None:
+            self._spool.checkpoint(saved.step, saved.name)
             self._spool.metrics({"checkpoint/seconds": saved.seconds, "checkpoint/bytes": saved.num_bytes}, saved.step)
 
 

@@ -12,10 +12,9 @@ import torch
 from cluster.storage import commit_directory
 from cluster.tracking import read_metrics
 from eval.protocol import Protocol, parse_protocol
-from eval.results import read_result
+from eval.results import MAX_ATTEMPTS, read_result
 from eval.sampling.blocks import BlockWorker, missing_blocks
 from eval.service import runner as runner_module
-from eval.service.attempts import MAX_ATTEMPTS
 from eval.settings import EvaluationSettings
 from models.config import build_model
 from models.snapshot import write_snapshot
@@ -41,9 +40,9 @@ def test_a_damaged_checkpoint_fails_by_name_and_is_left_after_some_attempts(run)
 
 
 def killed(run: Path, num_blocks: int, protocol: Protocol = FAST_PROTOCOL) -> None:
-    """An evaluator in a process that is killed, as by the kernel, once it has finished so many blocks."""
+    """An evaluator in a process that is killed, as by the kernel, once it has finished `num_blocks` blocks."""
 
-    def run_blocks(checkpoint, protocol, folder, settings, blocks, beat):
+    def run_blocks(checkpoint, protocol, folder, settings, blocks, report_alive):
         worker = BlockWorker(checkpoint, protocol, folder, settings)
         for block in blocks[:num_blocks]:
             worker.run(block)

@@ -9,9 +9,9 @@ import pytest
 
 from cluster.storage import remove_directory
 from common.files import write_json_atomic
+from eval.backlog import Selection
 from eval.protocol import parse_protocol
 from eval.results import all_results, read_result
-from eval.service.backlog import Selection
 from eval.service.runner import Runner
 from eval.service.service import Service, describe_result
 from eval.settings import EvaluationSettings

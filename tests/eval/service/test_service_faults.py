@@ -12,9 +12,9 @@ from cluster.spool import Spool
 from cluster.storage import remove_directory
 from cluster.tracking import Uploader
 from common.files import write_json_atomic
+from eval.backlog import Selection, jobs_of_run
 from eval.protocol import parse_protocol
 from eval.results import all_results
-from eval.service.backlog import Selection, jobs_of_run
 from eval.service.runner import Runner
 from eval.service.service import Service
 from eval.service.uploads import LateUploads

@@ -18,10 +18,10 @@ import pytest
 import uvicorn
 
 from cluster.lease import try_lease
+from eval.backlog import Selection
 from eval.protocol import parse_protocol
 from eval.results import all_results, write_result
 from eval.service import heartbeat
-from eval.service.backlog import Selection
 from eval.service.heartbeat import Heartbeat, living_evaluators
 from eval.service.requests import request_evaluation, requested_jobs
 from eval.service.runner import Runner
