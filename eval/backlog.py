@@ -140,7 +140,8 @@ def is_due(result: dict[str, Any] | None, retry_seconds: float, now_seconds: flo
         return True
     if is_final(result):
         return False
-    return now_seconds - float(result.get("time", 0.0)) >= retry_seconds
+    # A time of the future tells of another clock: waiting for it could take for ever.
+    return abs(now_seconds - float(result.get("time", 0.0))) >= retry_seconds
 
 
 def held_checkpoints(run_directory: Path) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.code import installed_versions
 from common.files import read_json, write_json_atomic
+from eval.metrics.metric import METRICS
 from eval.protocol import Protocol, from_description
 
 DONE, BLOCKED, FAILED, SKIPPED = "done", "blocked", "failed", "skipped"
@@ -46,19 +47,36 @@ def read_result(path: Path) -> dict[str, Any] | None:
     try:
         result = read_json(path)
         return result if _is_result(result, path) else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    except (OverflowError, RecursionError):  # numbers and nesting that JSON allows and we never write
         return None
 
 
 def _is_result(result: Any, path: Path) -> bool:
     """May raise what a value of the wrong kind raises."""
+    protocol = from_description(result["protocol"])
     return (
         result["status"] in (DONE, BLOCKED, FAILED, SKIPPED)
+        and result["checkpoint"] == path.parent.name
         and checkpoint_step(result["checkpoint"]) == result["step"]
-        and from_description(result["protocol"]).digest == path.stem
+        and protocol.digest == path.stem == result["protocol"]["digest"]
+        and protocol.name == result["protocol"]["name"]
         and isinstance(result.get("attempts", 0), int)
-        and (result["status"] != DONE or math.isfinite(result["value"]))
+        and math.isfinite(result.get("time", 0.0))
+        and isinstance(result.get("reason", ""), str)
+        and (result["status"] != DONE or _is_number(result))
     )
+
+
+def _is_number(result: Mapping[str, Any]) -> bool:
+    """Whether what pages and reports show of a number is of the right kind, where it is there."""
+    interval, warnings = result.get("interval") or {"low": 0.0, "high": 0.0}, result.get("warnings", [])
+    shown = [result["value"], interval["low"], interval["high"], interval.get("standard_error", 0.0)]
+    shown += [result.get(name, 0.0) for name in ("wall_seconds", "images_per_second")]
+    values = result.get("values", {})
+    shown += [*values.values(), *(values[part] for part in METRICS[result["protocol"]["metric"]].parts)]
+    return all(math.isfinite(value) for value in shown) and all(isinstance(text, str) for text in warnings)
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

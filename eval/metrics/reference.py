@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.files import sha256_of_file, write_atomic
+from common.files import TEMPORARY_NAMES, sha256_of_file, temporary_name, write_atomic
 from eval.errors import BlockedError, ReportAlive
 from eval.metrics.extractor import EXTRACTORS, FeatureExtractor, find_extractor
 from eval.metrics.metric import METRICS
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_REFERENCE_FEATURES = 50_000
 """Kernel distance and precision/recall look at no more reference images than this: evenly spaced ones."""
 _BATCH_IMAGES = 64
+_ABANDONED_SECONDS = 3600.0  # writing a file of the cache takes seconds
 
 
 class ImageSource(Interface):
@@ -120,8 +121,14 @@ class ReferenceCache:
             raise ValueError(f"{file} holds values that are not finite")
         digest = sha256_of_file(file)[:16]
         bound = replace(protocol, reference="npz", reference_digest=digest)
+        path = self._path(bound, "statistics")
+        known = FeatureStatistics.load(path).count if path.exists() else num_images
+        if known != num_images:
+            raise ValueError(
+                f"num_images={num_images}: {file} was imported as made of {known}; remove {path} if not so"
+            )
         statistics = FeatureStatistics(num_images, mean, covariance * (num_images - 1))
-        self._store(self._path(bound, "statistics"), statistics.save)
+        self._store(path, statistics.save)
         return bound
 
     def _path(self, protocol: "Protocol", kind: str) -> Path:
@@ -134,7 +141,18 @@ class ReferenceCache:
 
     def _store(self, path: Path, write: Callable[[Path], None]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         write_atomic(path, write)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what evaluators that were killed while they wrote `path` have left: up to 400 MB each."""
+    mark = temporary_name(path)
+    mark.touch()
+    now = mark.stat().st_mtime  # by the storage's own clock
+    for left in path.parent.glob(f"{TEMPORARY_NAMES.removesuffix('*')}{path.name}"):
+        if left == mark or now - left.stat().st_mtime > _ABANDONED_SECONDS:
+            left.unlink(missing_ok=True)
 
 
 def image_batches(images: ImageSource, indices: range | list[int]) -> Iterator[Tensor]:

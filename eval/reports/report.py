@@ -54,7 +54,10 @@ def style() -> str:
 
 
 def protocol_charts(
-    protocol: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
+    protocol: Mapping[str, Any],
+    runs: Sequence[Mapping[str, Any]],
+    colours: Mapping[str, str],
+    axes: Sequence[str] = ("step", "num_images_seen", "training_hours"),
 ) -> dict[str, Any]:
     """One protocol's charts, over steps, images seen and hours, and its table rows."""
     metric = METRICS[protocol["metric"]]
@@ -67,12 +70,14 @@ def protocol_charts(
     ]
     longest = max((row["training_hours"] or 0 for row in rows), default=0)
     hours, unit = (60, "minutes") if longest < 3 else (1, "hours")
+    scales = {
+        "step": ("step", 1),
+        "num_images_seen": ("images seen", 1),
+        "training_hours": (f"{unit} since the start of training", hours),
+    }
     charts = {}
-    for key, label, scale in (
-        ("step", "step", 1),
-        ("num_images_seen", "images seen", 1),
-        ("training_hours", f"{unit} since the start of training", hours),
-    ):
+    for key in axes:
+        label, scale = scales[key]
         series: dict[str, list] = {}
         for row in rows:
             if row[key] is not None:
@@ -83,6 +88,7 @@ def protocol_charts(
     return {
         "protocol": protocol,
         "title": title,
+        "parts": metric.parts[1:],
         "charts": charts,
         "rows": rows,
         "best": best(rows, key=lambda row: row["value"]) if rows else None,

@@ -106,6 +106,7 @@ def _key(result: Mapping[str, Any]) -> tuple[int, str]:
 
 def _evaluation(result: Mapping[str, Any], global_batch_size: int | None, hours: float | None) -> dict[str, Any]:
     return {
+        **{"device": "", "interval": None, "images_per_second": 0.0, "wall_seconds": 0.0},
         **result,
         "initial_weight_share": initial_weight_share(result),
         "num_images_seen": result["step"] * global_batch_size if global_batch_size else None,

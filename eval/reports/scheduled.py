@@ -22,7 +22,7 @@ def write_scheduled_reports(storage: Path, runs: Sequence[Path], now_seconds: fl
         path = run / "reports" / f"{stamp}.html"
         try:
             write_report([run], path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             warn_once(f"{run} gets no report: {type(error).__name__}: {error}")
             continue
         reported.append(run)

@@ -20,6 +20,7 @@ from eval.backlog import (
     pending_jobs,
     warn_once,
 )
+from eval.metrics.metric import METRICS
 from eval.protocol import Protocol
 from eval.results import BLOCKED, DONE, FAILED, read_result
 from eval.service.deleted import DeletedCheckpoints
@@ -28,6 +29,7 @@ from eval.service.requests import requested_jobs
 from eval.service.runner import Runner, record_skip
 from eval.service.uploads import LateUploads
 
+_NEXT_START = "tried again when the service is started again"
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +54,7 @@ class Service:
         self.uploads = LateUploads(self.runner.upload)
         self._deleted: dict[Path, DeletedCheckpoints] = {}
         self._turns: dict[Path, int] = {}
+        self._polls = False
 
     def run_once(self) -> int:
         """Evaluate everything that is due now; the number of evaluations worked on."""
@@ -80,8 +83,9 @@ class Service:
 
     def run(self, until_finished: bool = False) -> None:
         """Poll until stopped or, with `until_finished`, until every run is finished and nothing is left to do."""
+        self._polls = True
         while not self.stop.is_set():
-            # Asked before the pass: a checkpoint written just before FINISHED.json is in that pass.
+            # Asked before the look: a checkpoint written just before FINISHED.json is seen by that look.
             finished = self._all_finished()
             self.run_once()
             if until_finished and finished and not self.due():
@@ -109,7 +113,9 @@ class Service:
         for run in self._runs():
             with _apart(run):
                 self._record_deleted(run)
-        requested = pending_jobs(requested_jobs(self.storage), self.selection, time.time())
+        requested: list[Job] = []
+        with _apart(self.storage):
+            requested = pending_jobs(requested_jobs(self.storage), self.selection, time.time())
         waiting = self._pending(sorted(self._runs(), key=lambda run: self._turns.get(run, 0)), self.selection)
         return list({job.result_path: job for job in (*requested, *waiting)}.values())
 
@@ -141,7 +147,9 @@ class Service:
         if result is None:
             return False
         self.num_without_number += result["status"] in (BLOCKED, FAILED)
-        _log.info("%s", describe_result(job, result))
+        _log.info(
+            "%s", describe_result(job, result, "tried again later" if self._polls else "the next start tries again")
+        )
         return True
 
     def _record_deleted(self, run: Path) -> None:
@@ -158,7 +166,7 @@ class Service:
         for job in self.jobs():
             result = read_result(job.result_path) or {"status": "missing"}
             if result["status"] != DONE:
-                _log.warning("%s", describe_result(job, result))
+                _log.warning("%s", describe_result(job, result, _NEXT_START))
 
 
 @contextmanager
@@ -166,16 +174,19 @@ def _apart(run: Path) -> Iterator[None]:
     """What is wrong with one run's files is said once, and stops no other run."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         warn_once(f"{run} is left alone: {type(error).__name__}: {error}")
 
 
-def describe_result(job: Job, result: dict[str, Any]) -> str:
-    """One line for people: run, step, protocol, number with interval, cost; or what went wrong."""
+def describe_result(job: Job, result: dict[str, Any], retry: str = "then run the same command again") -> str:
+    """One line for people: run, step, protocol, number with interval, cost; or what went wrong.
+
+    retry: what follows a blocked evaluation, or what to do.
+    """
     where = f"{job.run_directory.name} step {job.step}: {job.protocol.name}"
     if result["status"] != DONE:
-        retry = "; tried again later" if result["status"] == BLOCKED else ""
-        return f"{where} {result['status']}: {result.get('reason', '')}{retry}"
+        follows = f"; {retry}" if result["status"] == BLOCKED else ""
+        return f"{where} {result['status']}: {result.get('reason', '')}{follows}"
     number = format_number(result)
     if "wall_seconds" not in result:
         return f"{where} = {number}"
@@ -184,8 +195,8 @@ def describe_result(job: Job, result: dict[str, Any]) -> str:
 
 def format_number(result: dict[str, Any]) -> str:
     """`41.27 ± 0.80`, in digits that fit the size of the number."""
-    if result["protocol"]["metric"] == "precision_recall":
-        return f"{result['values']['precision']:.3f} / {result['values']['recall']:.3f}"
+    if parts := METRICS[result["protocol"]["metric"]].parts:
+        return " / ".join(f"{result['values'][part]:.3f}" for part in parts)
     digits = 2 if abs(result["value"]) >= 1 else 5
     interval = result.get("interval")
     margin = f" ± {interval['high'] - result['value']:.{digits}f}" if interval else ""

@@ -62,9 +62,9 @@ def get(url, **headers):
         return error.code, error.read()
 
 
-def post(url, value, content_type="application/json"):
+def post(url, value, content_type="application/json", **headers):
     data = json.dumps(value).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": content_type}, method="POST")
+    request = urllib.request.Request(url, data, {"Content-Type": content_type, **headers}, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
@@ -207,11 +207,15 @@ def test_strangers_get_nothing(tmp_path):
     (tmp_path / "secret.txt").write_text("secret")
     with page(tmp_path / "runs") as url:
         order = {"run": "run-a", "protocol": PROTOCOL.name}
-        assert post(f"{url}/api/evaluate", order, "text/plain")[0] in (415, 422)
+        for content_type in ("text/plain", "text/plain; application/json", "application/x-www-form-urlencoded"):
+            assert post(f"{url}/api/evaluate", order, content_type)[0] in (415, 422)
+        for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+            assert post(f"{url}/api/evaluate", order, Origin=origin)[0] == 403
         assert get(f"{url}/api/status", Host="evil.example")[0] == 400
         for path in ("../secret.txt", "%2e%2e/secret.txt", "run-a/run.json", "/etc/passwd"):
             assert get(f"{url}/files/{path}")[0] == 404
-    assert requested_jobs(tmp_path / "runs") == []
+        assert requested_jobs(tmp_path / "runs") == []
+        assert post(f"{url}/api/evaluate", order, Origin=url)[0] == 202
 
 
 def test_a_scheduled_time_brings_the_newest_numbers_and_reports(tmp_path):
@@ -231,7 +235,8 @@ def test_a_scheduled_time_brings_the_newest_numbers_and_reports(tmp_path):
         _, body = get(f"{url}/api/status")
         reports = json.loads(body)["reports"]
         assert len(reports) == 3
-        assert get(f"{url}/files/{reports[0]}")[0] == 200
+        with urllib.request.urlopen(f"{url}/files/{reports[0]}", timeout=60) as answer:
+            assert answer.headers["Content-Security-Policy"] == "sandbox"
 
 
 class Browser:
