@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 @dataclass
@@ -26,7 +27,7 @@ class FeatureStatistics:
         return cls(0, np.zeros(dimension), np.zeros((dimension, dimension)))
 
     @classmethod
-    def of(cls, features: np.ndarray | torch.Tensor) -> "FeatureStatistics":
+    def of(cls, features: np.ndarray | Tensor) -> "FeatureStatistics":
         """Statistics of features (N, D), computed in float64. Raises ValueError for a value that is not finite."""
         rows = torch.as_tensor(features).to(torch.float64)
         if rows.ndim != 2 or len(rows) == 0:
@@ -43,7 +44,7 @@ class FeatureStatistics:
         merged._absorb(other)
         return merged
 
-    def update(self, features: np.ndarray | torch.Tensor) -> None:
+    def update(self, features: np.ndarray | Tensor) -> None:
         """Add features (N, D) in place."""
         self._absorb(FeatureStatistics.of(features))
 

@@ -48,7 +48,7 @@ def sample_images(
 ) -> Tensor:
     """Images first .. first + count - 1 of the protocol: uint8 (count, C, H, W) on the CPU, rounded, not truncated.
 
-    batch_size: how many are drawn at once (all by default); a compiled network draws so many always, and what is too
+    batch_size: how many are drawn at once (all by default); a compiled network always draws that many, and what is too
     many is dropped. A GPU out of memory halves it and goes on. report_alive: called after each step; it may raise.
     """
     device = next(snapshot.model.parameters()).device

@@ -16,7 +16,7 @@ _OLD_METRIC = "checkpoint/bytes"
 
 @dataclass
 class DeletedCheckpoints:
-    """Of one run: every checkpoint it has ever had, seen in its folder or told of by its spool, less what is there."""
+    """Of one run: every checkpoint it has ever had, seen in its folder or named by its spool, less what is there."""
 
     run_directory: Path
     _names: dict[int, str] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class DeletedCheckpoints:
     def skipped(self, protocols: Sequence[Protocol], selection: Selection) -> list[Job]:
         """Wanted evaluations that can no longer be made and have no result; each is named once."""
         self._read_spool()
-        # Listed after the spool is read: what the spool tells of was there before, so what is missing is deleted.
+        # Listed after the spool is read: what the spool names was there before, so what is missing is deleted.
         present = checkpoints_of(self.run_directory)
         self._names.update({step: path.name for step, path in present})
         gone = self._names.keys() - {step for step, _ in present}

@@ -13,6 +13,7 @@ from typing import Any
 from cluster.lease import Lease, LostLeaseError, holding
 from cluster.spool import Spool, read_events
 from cluster.tracking import Uploader
+from common.files import TEMPORARY_NAMES
 from eval.backlog import Job
 from eval.errors import BlockedError, StopRequestedError
 from eval.metrics.metric import METRICS
@@ -156,6 +157,11 @@ def _finish(job: Job, result: dict[str, Any]) -> None:
     if result["status"] == DONE:
         _spool_result(job, result)
     if result["status"] in (DONE, SKIPPED):
+        # A result or grid that a killed evaluator had half written: nobody else writes them while we hold the lease.
+        for suffix in ("json", "grid.png"):
+            pattern = f"{TEMPORARY_NAMES.removesuffix('*')}{job.protocol.digest}.{suffix}"
+            for left in job.result_path.parent.glob(pattern):
+                left.unlink(missing_ok=True)
         discard_work(job.work_folder)
 
 

@@ -147,9 +147,7 @@ class Service:
         if result is None:
             return False
         self.num_without_number += result["status"] in (BLOCKED, FAILED)
-        _log.info(
-            "%s", describe_result(job, result, "tried again later" if self._polls else "the next start tries again")
-        )
+        _log.info("%s", describe_result(job, result, "tried again later" if self._polls else _NEXT_START))
         return True
 
     def _record_deleted(self, run: Path) -> None:

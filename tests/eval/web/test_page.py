@@ -1,18 +1,14 @@
 """The service's page: JSON, requests by hand, health, and a browser that presses the button and sees the point come."""
 
-import base64
-import itertools
 import json
 import multiprocessing
 import os
-import re
 import signal
-import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import pytest
 import uvicorn
@@ -29,6 +25,7 @@ from eval.service.service import Service
 from eval.settings import EvaluationSettings
 from eval.web.app import build_app, read_status
 from eval.web.page_data import dashboard, render_runs
+from tests.eval.web.browser import Browser
 from tests.support.evaluation import made_up_result, make_run
 
 pytestmark = pytest.mark.heavy
@@ -237,57 +234,6 @@ def test_a_scheduled_time_brings_the_newest_numbers_and_reports(tmp_path):
         assert len(reports) == 3
         with urllib.request.urlopen(f"{url}/files/{reports[0]}", timeout=60) as answer:
             assert answer.headers["Content-Security-Policy"] == "sandbox"
-
-
-class Browser:
-    """Chromium through its debugging protocol: open a page, run script in it, take a picture."""
-
-    FLAGS = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --hide-scrollbars --window-size=1100,1400 --remote-debugging-port=0"
-    )
-
-    def __init__(self, url, folder):
-        from websockets.sync.client import connect
-
-        command = ["chromium", *self.FLAGS.split(), f"--user-data-dir={folder}", "about:blank"]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        for line in self._process.stderr:
-            if found := re.search(r"ws://([^/]+)/", line):
-                break
-        with urllib.request.urlopen(f"http://{found[1]}/json", timeout=60) as answer:
-            [tab] = [tab for tab in json.load(answer) if tab["type"] == "page"]
-        self._stack = ExitStack()
-        self._socket = self._stack.enter_context(connect(tab["webSocketDebuggerUrl"], max_size=None))
-        self._numbers = itertools.count(1)
-        self._call("Page.navigate", url=url)
-
-    def run(self, script):
-        result = self._call("Runtime.evaluate", expression=script, returnByValue=True)
-        return result["result"].get("value")
-
-    def wait_for(self, condition, timeout_seconds=90):
-        deadline = time.monotonic() + timeout_seconds
-        while not self.run(condition):
-            assert time.monotonic() < deadline, f"{condition} did not come true"
-            time.sleep(0.1)
-
-    def picture(self):
-        return base64.b64decode(self._call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
-
-    def close(self):
-        self._stack.close()
-        self._process.terminate()
-        self._process.wait()
-        self._process.stderr.close()
-
-    def _call(self, method, **parameters):
-        number = next(self._numbers)
-        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while True:
-            answer = json.loads(self._socket.recv(timeout=60))
-            if answer.get("id") == number:
-                return answer["result"]
 
 
 @pytest.mark.needs("chromium")
