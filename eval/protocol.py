@@ -19,6 +19,7 @@ SAMPLERS = {"ddpm": "ddpm", "ddim": "ddim", "dpm-solver++": "dpmsolver"}
 """Name of `models.samplers` -> how it is spelled in a protocol's name (MLflow takes no + in a metric)."""
 _SPELLED = {512: "512", 1000: "1k", 2000: "2k", 5000: "5k", 10000: "10k", 50000: "50k"}
 _NO_EXTRACTOR = "none"
+_MAX_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Protocol:
         self._check_extractor()
         if self.num_samples < metric.min_images:
             raise ValueError(f"num_samples={self.num_samples}: {self.metric} needs at least {metric.min_images} images")
+        if self.num_samples > _MAX_SAMPLES:
+            raise ValueError(f"num_samples={self.num_samples}: allowed are up to {_MAX_SAMPLES}")
         if self.seed < 0 or (metric.seed_end is not None and self.seed >= metric.seed_end):
             raise ValueError(f"seed={self.seed}: allowed is 0 or more, below 2^32 for a kernel distance")
         if self.reference == "npz" and not metric.uses_statistics:
@@ -70,12 +73,12 @@ class Protocol:
         self._check_sampler()
 
     def _check_extractor(self) -> None:
-        found = (self.extractor, self.resize)
-        pairs = [(known.network, known.resize) for known in EXTRACTORS.values()]
-        allowed = pairs if self.needs_samples else [(_NO_EXTRACTOR, _NO_EXTRACTOR)]
+        found = f"{self.extractor}+{self.resize}"
+        allowed = [f"{known.network}+{known.resize}" for known in EXTRACTORS.values()]
+        if not self.needs_samples:
+            allowed = [f"{_NO_EXTRACTOR}+{_NO_EXTRACTOR}"]
         if found not in allowed:
-            spelled = ", ".join("+".join(pair) for pair in allowed)
-            raise ValueError(f"extractor+resize={'+'.join(found)}: allowed for {self.metric} are {spelled}")
+            raise ValueError(f"extractor+resize={found}: allowed for {self.metric} are {', '.join(allowed)}")
         if self.needs_samples and not re.fullmatch("[0-9a-f]{64}", self.extractor_sha256):
             raise ValueError(f"extractor_sha256={self.extractor_sha256!r}: 64 hexadecimal digits are needed")
 
@@ -116,7 +119,7 @@ class Protocol:
     @property
     def name(self) -> str:
         """Metric name in MLflow (`eval/<name>`), file names and reports. Spells every departure from the default."""
-        parts = [self.family, _spell_count(self.num_samples)]
+        parts = [self.family, _SPELLED.get(self.num_samples, str(self.num_samples))]
         if (self.sampler, self.num_sampling_steps) != ("ddpm", None):
             parts.append(f"{SAMPLERS[self.sampler]}{self.num_sampling_steps or ''}")
         if self.eta:
@@ -152,10 +155,6 @@ class Protocol:
 def _prefix(metric: Metric, extractor: Extractor) -> str:
     """With the published weights: FID means the published Inception only."""
     return metric.published_prefix if extractor.gives_fid and metric.published_prefix else metric.prefix
-
-
-def _spell_count(count: int) -> str:
-    return _SPELLED.get(count, str(count))
 
 
 def _families() -> dict[str, tuple[str, Extractor | None]]:

@@ -87,12 +87,8 @@ EXTRACTORS = {
 
 
 def find_extractor(network: str, resize: str) -> str:
-    """The name in EXTRACTORS. Raises ValueError naming the pairs that there are."""
-    for name, known in EXTRACTORS.items():
-        if (known.network, known.resize) == (network, resize):
-            return name
-    spelled = ", ".join(f"{known.network}+{known.resize}" for known in EXTRACTORS.values())
-    raise ValueError(f"extractor+resize={network}+{resize}: allowed are {spelled}")
+    """The name in EXTRACTORS of what a protocol has found to be there."""
+    return next(name for name, known in EXTRACTORS.items() if (known.network, known.resize) == (network, resize))
 
 
 def build_extractor(protocol: "Protocol", weights_folder: Path | None = None, device: str = "cpu") -> FeatureExtractor:

@@ -28,8 +28,8 @@ def kernel_distance(
     reference: (N, D), sampled: (M, D). Returns (mean, standard deviation over subsets, standard error). Subsets are
     those clean-fid's kernel_distance(reference, sampled) draws after numpy.random.seed(seed). May be slightly negative:
     it is unbiased. The deviation over subsets is not an error of the mean: subsets of one set of samples overlap. The
-    error is that of a U-statistic, 4 Var(h) / M for the influence h of a sample (its mean kernel with the other samples less
-    that with the reference), and of the choice of subsets.
+    error is that of a U-statistic, 4 Var(h) / M for the influence h of a sample (its mean kernel with the other samples
+    less that with the reference), and of the choice of subsets.
     """
     size = min(len(reference), len(sampled), max_subset_size)
     if size < 2:
