@@ -74,7 +74,7 @@ class Service:
                 break
             tried.add(due[0].result_path)
             num_worked += self._work_on(due[0])
-        self.heartbeat.write(None)
+        self._show(None)
         if not self.stop.is_set():
             for run in self._runs():
                 with _apart(run):
@@ -99,7 +99,7 @@ class Service:
         for job in self._pending(runs, Selection(), newest_only=True):
             if not self.stop.is_set():
                 self._work_on(job)
-        self.heartbeat.write(None)
+        self._show(None)
         if not self.stop.is_set():
             from eval.reports.scheduled import write_scheduled_reports  # matplotlib: not before it is needed
 
@@ -139,7 +139,7 @@ class Service:
 
     def _work_on(self, job: Job) -> bool:
         """False if another evaluator has it, or a stop was asked for."""
-        self.heartbeat.write(job)
+        self._show(job)
         self._turns[job.run_directory] = max(self._turns.values(), default=0) + 1
         result = None
         with _apart(job.run_directory):
@@ -149,6 +149,11 @@ class Service:
         self.num_without_number += result["status"] in (BLOCKED, FAILED)
         _log.info("%s", describe_result(job, result, "tried again later" if self._polls else _NEXT_START))
         return True
+
+    def _show(self, job: Job | None) -> None:
+        """Say what is worked on. A full disk silences that, and ends nothing."""
+        with _apart(self.storage):
+            self.heartbeat.write(job)
 
     def _record_deleted(self, run: Path) -> None:
         deleted = self._deleted.setdefault(run, DeletedCheckpoints(run))

@@ -54,6 +54,13 @@ def test_a_result_that_a_full_disk_refuses_is_made_once_there_is_room(run, monke
     assert (result["status"], result["attempts"], result["num_blocks_resumed"]) == ("done", 1, 3)
 
 
+def test_a_full_disk_does_not_end_the_service_that_cannot_say_what_it_does(run, monkeypatch):
+    fill_disk(monkeypatch, "evaluators")
+    Service(run.parent, [SHORT_PROTOCOL], Selection(), runner(SMALL)).run_once()
+    [result] = all_results(run)
+    assert result["status"] == "done"
+
+
 def fill_disk(patch, name: str) -> None:
     """Let no file whose name contains `name` be put in place."""
     replace = os.replace
