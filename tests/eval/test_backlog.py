@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from cluster.lease import try_lease
+from cluster.run_directory import held_checkpoints
 from cluster.storage import remove_directory
 from common.files import read_json, write_json_atomic
 from eval.backlog import (
     Selection,
     find_runs,
-    held_checkpoints,
     jobs_of_run,
     pending_jobs,
 )

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cluster.run_directory import held_checkpoints
 from cluster.tracking import read_metrics
-from eval.backlog import Selection, held_checkpoints
+from eval.backlog import Selection
 from eval.protocol import parse_protocol
 from eval.results import MAX_ATTEMPTS, all_results
 from eval.service.service import Service
