@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.process import is_running, start_ticks
+from common.process import boot_id, is_running, start_ticks
 
 _LOCK_SECONDS = 2.0
 """Locks are held for some system calls; longer only by a process that is stopped in the middle."""
@@ -172,7 +172,8 @@ def _machine() -> str | None:
     Hosts may share a name, and the first namespace of every host bears the same number.
     """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
+        namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
         return None
+    boot = boot_id()
+    return f"{socket.gethostname()}/{boot}/{namespace}" if boot else None

@@ -12,42 +12,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+from eval.metrics.extractor import EXTRACTORS, Extractor, find_extractor
+from eval.metrics.metric import METRICS, Metric
 
-Metric = Literal["frechet_distance", "kernel_distance", "inception_score", "precision_recall", "bits_per_dim"]
 SAMPLERS = {"ddpm": "ddpm", "ddim": "ddim", "dpm-solver++": "dpmsolver"}
 """Name of `models.samplers` -> how it is spelled in a protocol's name (MLflow takes no + in a metric)."""
 _SPELLED = {512: "512", 1000: "1k", 2000: "2k", 5000: "5k", 10000: "10k", 50000: "50k"}
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """A feature network and how images reach it. `resize` names the one rule that `eval.features` implements."""
-
-    network: str
-    sha256: str
-    resize: str
-
-
-EXTRACTORS = {
-    "efficientnet_lite0": Extractor("efficientnet_lite0", EFFICIENTNET_LITE0_SHA256, "bicubic_96_128_224"),
-    "clean": Extractor("inception", INCEPTION_SHA256, "clean"),
-    "tf": Extractor("inception", INCEPTION_SHA256, "legacy_tensorflow"),
-}
-NO_EXTRACTOR = Extractor("none", "none", "none")
-_LEAST_SAMPLES = {"inception_score": 10, "precision_recall": 4}
-"""An Inception Score has 10 splits, precision and recall look at 3 neighbours; every other metric needs 2 images."""
-_VERSIONS = {"inception_score": 2}
-"""Of metrics whose number a change of code has changed: 2 splits the images as the published code does."""
+_NO_EXTRACTOR = "none"
+_MAX_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)
 class Protocol:
     """A quality number's definition. Two numbers may share a curve or a column only if their digests are equal."""
 
-    metric: Metric
-    """What is computed."""
+    metric: str
+    """What is computed: a name in `METRICS`."""
     extractor: str
     """Feature network: inception, efficientnet_lite0 or none."""
     extractor_sha256: str
@@ -76,26 +56,29 @@ class Protocol:
     """Raised whenever a change of code changes the number."""
 
     def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric={self.metric!r}: allowed are {', '.join(METRICS)}")
+        metric = METRICS[self.metric]
         self._check_extractor()
-        least = _LEAST_SAMPLES.get(self.metric, 2)
-        if self.num_samples < least:
-            raise ValueError(f"num_samples={self.num_samples}: {self.metric} needs at least {least} images")
-        # numpy.random.seed, by which clean-fid draws a kernel distance's subsets, takes 32 bits.
-        if self.seed < 0 or (self.metric == "kernel_distance" and self.seed >= 2**32):
+        if self.num_samples < metric.min_images:
+            raise ValueError(f"num_samples={self.num_samples}: {self.metric} needs at least {metric.min_images} images")
+        if self.num_samples > _MAX_SAMPLES:
+            raise ValueError(f"num_samples={self.num_samples}: allowed are up to {_MAX_SAMPLES}")
+        if self.seed < 0 or (metric.seed_end is not None and self.seed >= metric.seed_end):
             raise ValueError(f"seed={self.seed}: allowed is 0 or more, below 2^32 for a kernel distance")
-        if self.reference == "npz" and self.metric != "frechet_distance":
+        if self.reference == "npz" and not metric.uses_statistics:
             raise ValueError(f"reference=npz: {self.metric} needs the features of single images, an npz has none")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision={self.precision!r}: allowed are float32, bfloat16")
         self._check_sampler()
 
     def _check_extractor(self) -> None:
-        found = (self.extractor, self.resize)
-        pairs = [(known.network, known.resize) for known in EXTRACTORS.values()]
-        allowed = pairs if self.needs_samples else [(NO_EXTRACTOR.network, NO_EXTRACTOR.resize)]
+        found = f"{self.extractor}+{self.resize}"
+        allowed = [f"{known.network}+{known.resize}" for known in EXTRACTORS.values()]
+        if not self.needs_samples:
+            allowed = [f"{_NO_EXTRACTOR}+{_NO_EXTRACTOR}"]
         if found not in allowed:
-            spelled = ", ".join("+".join(pair) for pair in allowed)
-            raise ValueError(f"extractor+resize={'+'.join(found)}: allowed for {self.metric} are {spelled}")
+            raise ValueError(f"extractor+resize={found}: allowed for {self.metric} are {', '.join(allowed)}")
         if self.needs_samples and not re.fullmatch("[0-9a-f]{64}", self.extractor_sha256):
             raise ValueError(f"extractor_sha256={self.extractor_sha256!r}: 64 hexadecimal digits are needed")
 
@@ -123,19 +106,20 @@ class Protocol:
     @property
     def family(self) -> str:
         """The name without numbers: what is measured through which network. FID means the published Inception only."""
-        if self.metric == "bits_per_dim":
-            return "bits_per_dim"
-        mode = {"clean": "clean", "legacy_tensorflow": "tf"}.get(self.resize)
-        published = self.extractor_sha256 == _PUBLISHED_SHA256[self.extractor]
-        if mode and published:
-            return f"{_FID_FAMILIES[self.metric]}_{mode}"
-        network = self.extractor if published else f"{self.extractor}_{self.extractor_sha256[:8]}"
-        return f"{_OTHER_FAMILIES[self.metric]}_{network}" + (f"_{mode}" if mode else "")
+        metric = METRICS[self.metric]
+        if not self.needs_samples:
+            return metric.prefix
+        name = find_extractor(self.extractor, self.resize)
+        extractor = EXTRACTORS[name]
+        if self.extractor_sha256 == extractor.sha256:
+            return f"{_prefix(metric, extractor)}_{name}"
+        mode = "" if name == extractor.network else f"_{name}"
+        return f"{metric.prefix}_{extractor.network}_{self.extractor_sha256[:8]}{mode}"
 
     @property
     def name(self) -> str:
         """Metric name in MLflow (`eval/<name>`), file names and reports. Spells every departure from the default."""
-        parts = [self.family, _spell_count(self.num_samples)]
+        parts = [self.family, _SPELLED.get(self.num_samples, str(self.num_samples))]
         if (self.sampler, self.num_sampling_steps) != ("ddpm", None):
             parts.append(f"{SAMPLERS[self.sampler]}{self.num_sampling_steps or ''}")
         if self.eta:
@@ -152,12 +136,12 @@ class Protocol:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric in ("frechet_distance", "kernel_distance", "bits_per_dim")
+        return METRICS[self.metric].lower_is_better
 
     @property
     def needs_samples(self) -> bool:
-        """False for bits_per_dim, which scores images of the data set."""
-        return self.metric != "bits_per_dim"
+        """False where images of the data set are scored."""
+        return METRICS[self.metric].looks_at != "data"
 
     def bind(self, manifest_digest: str) -> "Protocol":
         """The protocol for one data set: the same settings with the reference's digest filled in."""
@@ -168,27 +152,20 @@ class Protocol:
         return {"name": self.name, "digest": self.digest, **asdict(self)}
 
 
-_PUBLISHED_SHA256 = {known.network: known.sha256 for known in EXTRACTORS.values()}
-_FID_FAMILIES = {
-    "frechet_distance": "fid",
-    "kernel_distance": "kid",
-    "inception_score": "is",
-    "precision_recall": "pr",
-}
-_OTHER_FAMILIES = {**_FID_FAMILIES, "frechet_distance": "fd", "kernel_distance": "kd"}
+def _prefix(metric: Metric, extractor: Extractor) -> str:
+    """With the published weights: FID means the published Inception only."""
+    return metric.published_prefix if extractor.gives_fid and metric.published_prefix else metric.prefix
 
 
-def _spell_count(count: int) -> str:
-    return _SPELLED.get(count, str(count))
-
-
-def _families() -> dict[str, tuple[Metric, Extractor]]:
-    """Family name -> (metric, extractor)."""
-    families: dict[str, tuple[Metric, Extractor]] = {"bits_per_dim": ("bits_per_dim", NO_EXTRACTOR)}
+def _families() -> dict[str, tuple[str, Extractor | None]]:
+    """Family name -> (metric, extractor if it needs one)."""
+    families: dict[str, tuple[str, Extractor | None]] = {
+        metric.prefix: (name, None) for name, metric in METRICS.items() if metric.looks_at == "data"
+    }
     for extractor_name, extractor in EXTRACTORS.items():
-        names = _FID_FAMILIES if extractor.network == "inception" else _OTHER_FAMILIES
-        for metric, prefix in names.items():
-            families[f"{prefix}_{extractor_name}"] = (metric, extractor)  # type: ignore[assignment]
+        for name, metric in METRICS.items():
+            if metric.looks_at != "data":
+                families[f"{_prefix(metric, extractor)}_{extractor_name}"] = (name, extractor)
     return families
 
 
@@ -232,9 +209,9 @@ def _from_name(name: str) -> Protocol:
             count = found["count"]
             return Protocol(
                 metric,
-                extractor.network,
-                extractor.sha256,
-                extractor.resize,
+                extractor.network if extractor else _NO_EXTRACTOR,
+                extractor.sha256 if extractor else _NO_EXTRACTOR,
+                extractor.resize if extractor else _NO_EXTRACTOR,
                 num_samples=int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1),
                 sampler=_SAMPLER_NAMES[found["sampler"] or "ddpm"],
                 num_sampling_steps=int(found["num_sampling_steps"]) if found["num_sampling_steps"] else None,
@@ -244,7 +221,7 @@ def _from_name(name: str) -> Protocol:
                 compiled=bool(found["compiled"]),
                 reference="npz" if found["npz"] else "train",
                 reference_digest=found["npz"],
-                version=_VERSIONS.get(metric, 1),
+                version=METRICS[metric].version,
             )
     raise ValueError(
         f"protocol {name!r} is unknown; write FAMILY_N with a family of {', '.join(FAMILIES)}, "

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from eval.settings import PoolSettings
 
 if TYPE_CHECKING:
+    from eval.backlog import Job
     from eval.sampling.evaluation import RunBlocks
-    from eval.service.backlog import Job
 
 DEFAULT_PROTOCOL = "fd_efficientnet_lite0_5k"
 
@@ -26,8 +26,8 @@ def run_blocks(pool: PoolSettings) -> "RunBlocks":
 
 def choose_job(run_directory: Path, protocol: str, step: int | None) -> "Job":
     """The newest checkpoint, or the one at `step`, under a protocol."""
+    from eval.backlog import Selection, jobs_of_run
     from eval.protocol import parse_protocol
-    from eval.service.backlog import Selection, jobs_of_run
 
     check_run(run_directory)
     jobs = jobs_of_run(run_directory.resolve(), [parse_protocol(protocol)], Selection())

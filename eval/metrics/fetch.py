@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.files import sha256_of_file
-from eval.protocol import INCEPTION_SHA256
+from eval.metrics.weights import INCEPTION_SHA256
 
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 _CHUNK_BYTES = 1 << 20

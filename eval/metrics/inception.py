@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.metrics.extractor import as_rgb, in_chunks
+from eval.metrics.chunks import as_rgb, in_chunks
 from eval.metrics.weights import inception_path
 
 _SIDE = 299

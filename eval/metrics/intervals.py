@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.metrics.scores import Beat, inception_score_resampler, split_ends
+from eval.errors import ReportAlive
+from eval.metrics.scores import inception_score_resampler, split_ends
 from eval.metrics.statistics import FeatureStatistics, covariance_factor
 
 _NORMAL_95 = 1.959963984540054
@@ -24,16 +25,18 @@ def frechet_interval(
     value: float,
     num_replicates: int,
     seed: int,
-    beat: Beat = lambda: None,
+    report_alive: ReportAlive = lambda: None,
 ) -> dict[str, Any] | None:
     """95 % interval of a Fréchet distance. features: (N, D) of the samples."""
     if num_replicates < 2:
         return None
-    return _bootstrap(value, num_replicates, seed, [len(features)], frechet_resampler(features, reference), beat)
+    return _bootstrap(
+        value, num_replicates, seed, [len(features)], frechet_resampler(features, reference), report_alive
+    )
 
 
 def inception_score_interval(
-    probabilities: np.ndarray, value: float, num_replicates: int, seed: int, beat: Beat = lambda: None
+    probabilities: np.ndarray, value: float, num_replicates: int, seed: int, report_alive: ReportAlive = lambda: None
 ) -> dict[str, Any] | None:
     """95 % interval of an Inception Score, the mean over its splits. probabilities: (N, classes)."""
     scores = inception_score_resampler(probabilities)
@@ -43,18 +46,18 @@ def inception_score_interval(
         return float(scores(counts).mean())
 
     # Within each split, as each is a set of samples of its own: a split of few images would be left with none.
-    return _bootstrap(value, num_replicates, seed, [end - start for start, end in pairwise(ends)], mean, beat)
+    return _bootstrap(value, num_replicates, seed, [end - start for start, end in pairwise(ends)], mean, report_alive)
 
 
 def mean_interval(
-    values: np.ndarray, value: float, num_replicates: int, seed: int, beat: Beat = lambda: None
+    values: np.ndarray, value: float, num_replicates: int, seed: int, report_alive: ReportAlive = lambda: None
 ) -> dict[str, Any] | None:
     """95 % interval of a mean over images. values: (N,)."""
 
     def mean(counts: np.ndarray) -> float:
         return float(counts @ values / counts.sum())
 
-    return _bootstrap(value, num_replicates, seed, [len(values)], mean, beat)
+    return _bootstrap(value, num_replicates, seed, [len(values)], mean, report_alive)
 
 
 def normal_interval(value: float, error: float, method: str) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def _bootstrap(
     seed: int,
     set_sizes: Sequence[int],
     number: Callable[[np.ndarray], float],
-    beat: Beat,
+    report_alive: ReportAlive,
 ) -> dict[str, Any] | None:
     if num_replicates < 2:
         return None
@@ -82,7 +85,7 @@ def _bootstrap(
     replicates = []
     for _ in range(num_replicates):
         replicates.append(number(np.concatenate([_resample(random, size) for size in set_sizes])))
-        beat()
+        report_alive()
     found = normal_interval(value, float(np.std(replicates, ddof=1)), "bootstrap over sampled images")
     return {**found, "num_replicates": num_replicates}
 

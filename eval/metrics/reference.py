@@ -4,26 +4,30 @@ The cache is keyed by everything that defines them: the data set's manifest dige
 mode, the precision. Features themselves are kept too, for the metrics that compare images one by one.
 """
 
-import hashlib
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from typing import Protocol as Interface
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.files import write_atomic
-from eval.errors import BlockedError
-from eval.metrics.extractor import FEATURE_DIMENSIONS, FeatureExtractor
+from common.files import TEMPORARY_NAMES, sha256_of_file, temporary_name, write_atomic
+from eval.errors import BlockedError, ReportAlive
+from eval.metrics.extractor import EXTRACTORS, FeatureExtractor, find_extractor
+from eval.metrics.metric import METRICS
 from eval.metrics.statistics import FeatureStatistics
-from eval.protocol import Protocol
+
+if TYPE_CHECKING:
+    from eval.protocol import Protocol
 
 MAX_REFERENCE_FEATURES = 50_000
 """Kernel distance and precision/recall look at no more reference images than this: evenly spaced ones."""
 _BATCH_IMAGES = 64
+_ABANDONED_SECONDS = 3600.0  # writing a file of the cache takes seconds
 
 
 class ImageSource(Interface):
@@ -52,9 +56,9 @@ class ReferenceCache:
     folder: Path
 
     def statistics(
-        self, protocol: Protocol, open_images: OpenImages, extractor: FeatureExtractor, beat: Callable[[], None]
+        self, protocol: "Protocol", open_images: OpenImages, extractor: FeatureExtractor, report_alive: ReportAlive
     ) -> FeatureStatistics:
-        """Statistics of every image of the data set; `beat` is called while it takes long (it renews a lease)."""
+        """Statistics of every image of the data set; `report_alive` is called while it takes long."""
         path = self._path(protocol, "statistics")
         self.check_imported(protocol)
         if protocol.reference == "npz":
@@ -65,19 +69,19 @@ class ReferenceCache:
             statistics = FeatureStatistics.empty(extractor.dimension)
             for batch in image_batches(images, range(len(images))):
                 statistics.update(extractor(batch))
-                beat()
+                report_alive()
             self._store(path, lambda temporary: statistics.save(temporary))
         # Always what was stored: the first evaluation and the next see the same bits.
         return FeatureStatistics.load(path)
 
-    def check_imported(self, protocol: Protocol) -> None:
+    def check_imported(self, protocol: "Protocol") -> None:
         """Raises BlockedError if the protocol compares with imported statistics that are not here."""
         path = self._path(protocol, "statistics")
         if protocol.reference == "npz" and not path.exists():
             raise BlockedError(f"reference: {path} is missing; run `python -m eval import-reference` on its file")
 
     def features(
-        self, protocol: Protocol, open_images: OpenImages, extractor: FeatureExtractor, beat: Callable[[], None]
+        self, protocol: "Protocol", open_images: OpenImages, extractor: FeatureExtractor, report_alive: ReportAlive
     ) -> np.ndarray:
         """Features (num_images, D) float32 of at most MAX_REFERENCE_FEATURES images, evenly spaced."""
         path = self._path(protocol, "features")
@@ -89,11 +93,11 @@ class ReferenceCache:
             rows = []
             for batch in image_batches(images, kept):
                 rows.append(extractor(batch).to(torch.float32).numpy())
-                beat()
+                report_alive()
             self._store(path, lambda temporary: _save_features(temporary, np.concatenate(rows)))
         return _load_features(path)
 
-    def import_npz(self, file: Path, protocol: Protocol, num_images: int) -> Protocol:
+    def import_npz(self, file: Path, protocol: "Protocol", num_images: int) -> "Protocol":
         """Keep published statistics (clean-fid's npz with mu and sigma) as a reference; the protocol that uses them.
 
         num_images: how many images they were made of, which the file does not say. Raises ValueError if the file is
@@ -105,9 +109,9 @@ class ReferenceCache:
         except (KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             # numpy gives what has no names (a .npy file) as an array, and takes any other file for a pickle
             raise ValueError(f"{file} holds no published statistics (mu, sigma): {error}") from error
-        if protocol.metric != "frechet_distance":
-            raise ValueError(f"{protocol.name} is no Fréchet distance; published statistics serve no other metric")
-        dimension = FEATURE_DIMENSIONS[protocol.extractor]
+        if not METRICS[protocol.metric].uses_statistics:
+            raise ValueError(f"{protocol.name} is not a Fréchet distance; published statistics serve no other metric")
+        dimension = EXTRACTORS[find_extractor(protocol.extractor, protocol.resize)].dimension
         if (mean.shape, covariance.shape) != ((dimension,), (dimension, dimension)):
             raise ValueError(
                 f"{file} holds mu {mean.shape} and sigma {covariance.shape}, {protocol.name} needs ({dimension},) and "
@@ -115,13 +119,19 @@ class ReferenceCache:
             )
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise ValueError(f"{file} holds values that are not finite")
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        digest = sha256_of_file(file)[:16]
         bound = replace(protocol, reference="npz", reference_digest=digest)
+        path = self._path(bound, "statistics")
+        known = FeatureStatistics.load(path).count if path.exists() else num_images
+        if known != num_images:
+            raise ValueError(
+                f"num_images={num_images}: {file} was imported as made of {known}; remove {path} if not so"
+            )
         statistics = FeatureStatistics(num_images, mean, covariance * (num_images - 1))
-        self._store(self._path(bound, "statistics"), statistics.save)
+        self._store(path, statistics.save)
         return bound
 
-    def _path(self, protocol: Protocol, kind: str) -> Path:
+    def _path(self, protocol: "Protocol", kind: str) -> Path:
         if protocol.reference_digest is None:
             raise ValueError(f"protocol {protocol.name} is not bound to a data set; call bind(manifest_digest) first")
         key = [protocol.reference_digest[:16], protocol.extractor, protocol.extractor_sha256[:16], protocol.resize]
@@ -131,7 +141,18 @@ class ReferenceCache:
 
     def _store(self, path: Path, write: Callable[[Path], None]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         write_atomic(path, write)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what evaluators that were killed while they wrote `path` have left: up to 400 MB each."""
+    mark = temporary_name(path)
+    mark.touch()
+    now = mark.stat().st_mtime  # by the storage's own clock
+    for left in path.parent.glob(f"{TEMPORARY_NAMES.removesuffix('*')}{path.name}"):
+        if left == mark or now - left.stat().st_mtime > _ABANDONED_SECONDS:
+            left.unlink(missing_ok=True)
 
 
 def image_batches(images: ImageSource, indices: range | list[int]) -> Iterator[Tensor]:

@@ -1,6 +1,6 @@
 """Metrics on features other than the Fréchet distance: kernel distance, Inception Score, precision and recall.
 
-All in float64, all seeded: the same features give the same number. `beat` is called now and then; it may raise.
+All in float64, all seeded: the same features give the same number. `report_alive` is called now and then; it may raise.
 """
 
 from collections.abc import Callable
@@ -8,9 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from eval.errors import ReportAlive
 
 _ROWS_AT_ONCE = 1024
-Beat = Callable[[], None]
 
 
 def kernel_distance(
@@ -19,15 +21,15 @@ def kernel_distance(
     seed: int = 0,
     num_subsets: int = 100,
     max_subset_size: int = 1000,
-    beat: Beat = lambda: None,
+    report_alive: ReportAlive = lambda: None,
 ) -> tuple[float, float, float]:
     """Unbiased squared MMD under the kernel (x.y / D + 1)^3, averaged over random subsets (KID, Binkowski et al. 2018).
 
     reference: (N, D), sampled: (M, D). Returns (mean, standard deviation over subsets, standard error). Subsets are
     those clean-fid's kernel_distance(reference, sampled) draws after numpy.random.seed(seed). May be slightly negative:
-    it is unbiased. The deviation over subsets is no error of the mean: subsets of one set of samples overlap. The error
-    is that of a U-statistic, 4 Var(h) / M for the influence h of a sample (its mean kernel with the other samples less
-    that with the reference), and of the choice of subsets.
+    it is unbiased. The deviation over subsets is not an error of the mean: subsets of one set of samples overlap. The
+    error is that of a U-statistic, 4 Var(h) / M for the influence h of a sample (its mean kernel with the other samples
+    less that with the reference), and of the choice of subsets.
     """
     size = min(len(reference), len(sampled), max_subset_size)
     if size < 2:
@@ -44,22 +46,22 @@ def kernel_distance(
         estimates.append(within / (size * (size - 1)) - 2 * float(across.sum()) / size**2)
         influences[drawn] += ((among_x.sum(1) - among_x.diagonal()) / (size - 1) - across.mean(1)).numpy()
         times_drawn[drawn] += 1
-        beat()
+        report_alive()
     seen = times_drawn > 0
     of_samples = 4 * float(np.var(influences[seen] / times_drawn[seen], ddof=1)) / len(sampled)
     error = (of_samples + float(np.var(estimates)) / num_subsets) ** 0.5
     return float(np.mean(estimates)), float(np.std(estimates)), error
 
 
-def _rows(features: np.ndarray, chosen: np.ndarray) -> torch.Tensor:
+def _rows(features: np.ndarray, chosen: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(features[chosen], np.float64))
 
 
-def _kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def _sum_off_diagonal(kernel: torch.Tensor) -> float:
+def _sum_off_diagonal(kernel: Tensor) -> float:
     return float(kernel.sum() - kernel.diagonal().sum())
 
 
@@ -102,7 +104,7 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
 
 
 def coverage(
-    reference: np.ndarray, sampled: np.ndarray, num_neighbours: int = 3, beat: Beat = lambda: None
+    reference: np.ndarray, sampled: np.ndarray, num_neighbours: int = 3, report_alive: ReportAlive = lambda: None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether each sample lies in the reference's manifold, and each reference in the samples' (Kynkäänniemi 2019).
 
@@ -112,29 +114,29 @@ def coverage(
     if min(len(reference), len(sampled)) <= num_neighbours:
         raise ValueError(f"precision and recall need more than {num_neighbours} images on each side")
     real, fake = (torch.from_numpy(np.asarray(side, np.float64)) for side in (reference, sampled))
-    covered = _covered(fake, real, _radii(real, num_neighbours, beat), beat)
-    return covered, _covered(real, fake, _radii(fake, num_neighbours, beat), beat)
+    covered = _covered(fake, real, _radii(real, num_neighbours, report_alive), report_alive)
+    return covered, _covered(real, fake, _radii(fake, num_neighbours, report_alive), report_alive)
 
 
-def _radii(points: torch.Tensor, num_neighbours: int, beat: Beat) -> torch.Tensor:
+def _radii(points: Tensor, num_neighbours: int, report_alive: ReportAlive) -> Tensor:
     """(N,) squared distance of each point to its k-th nearest other point."""
     parts = []
     for rows in points.split(_ROWS_AT_ONCE):
         # Each point is its own nearest, hence k + 1.
         parts.append(squared_distances(rows, points).kthvalue(num_neighbours + 1).values)
-        beat()
+        report_alive()
     return torch.cat(parts)
 
 
-def _covered(points: torch.Tensor, centres: torch.Tensor, radii: torch.Tensor, beat: Beat) -> np.ndarray:
+def _covered(points: Tensor, centres: Tensor, radii: Tensor, report_alive: ReportAlive) -> np.ndarray:
     parts = []
     for rows in points.split(_ROWS_AT_ONCE):
         parts.append((squared_distances(rows, centres) <= radii).any(1))
-        beat()
+        report_alive()
     return torch.cat(parts).double().numpy()
 
 
-def squared_distances(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
     """(N, D), (M, D) float64 -> (N, M) squared Euclidean distances, not below 0."""
     products = rows @ columns.T
     return (rows.square().sum(1)[:, None] + columns.square().sum(1) - 2 * products).clamp(min=0)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 @dataclass
@@ -26,7 +27,7 @@ class FeatureStatistics:
         return cls(0, np.zeros(dimension), np.zeros((dimension, dimension)))
 
     @classmethod
-    def of(cls, features: np.ndarray | torch.Tensor) -> "FeatureStatistics":
+    def of(cls, features: np.ndarray | Tensor) -> "FeatureStatistics":
         """Statistics of features (N, D), computed in float64. Raises ValueError for a value that is not finite."""
         rows = torch.as_tensor(features).to(torch.float64)
         if rows.ndim != 2 or len(rows) == 0:
@@ -43,7 +44,7 @@ class FeatureStatistics:
         merged._absorb(other)
         return merged
 
-    def update(self, features: np.ndarray | torch.Tensor) -> None:
+    def update(self, features: np.ndarray | Tensor) -> None:
         """Add features (N, D) in place."""
         self._absorb(FeatureStatistics.of(features))
 
@@ -136,6 +137,18 @@ def statistics_distance(one: FeatureStatistics, other: FeatureStatistics) -> flo
     # The lower rank first: its factor gives the smaller and better conditioned inner matrix.
     first, second = (one, other) if one.rank_bound <= other.rank_bound else (other, one)
     return frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
+
+
+def small_sample_warnings(sampled: FeatureStatistics, reference: FeatureStatistics) -> list[str]:
+    """A covariance from fewer images than features is singular and the distance biased upwards: say so."""
+    dimension = len(sampled.mean)
+    sides = (("sampled", sampled.count), ("reference", reference.count))
+    return [
+        f"{count} {side} images are no more than the {dimension} features: the covariance is singular and the distance "
+        "biased; compare only numbers of this protocol"
+        for side, count in sides
+        if count <= dimension
+    ]
 
 
 def _symmetric(matrix: np.ndarray) -> np.ndarray:

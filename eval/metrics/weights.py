@@ -7,10 +7,11 @@ from pathlib import Path
 from common.files import sha256_of_file
 from data_pipeline.storage.cache import cache_folder
 from eval.errors import BlockedError
-from eval.protocol import EFFICIENTNET_LITE0_SHA256, INCEPTION_SHA256
 
 WEIGHTS_VARIABLE = "RAYDDPM_WEIGHTS"
 INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 def weights_folder(configured: Path | None = None) -> Path:

@@ -102,7 +102,8 @@ def _finish(axes: Axes, x_label: str, y_label: str, values: Sequence[float], num
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_FAINT)
     if num_series > 1:
-        axes.legend(frameon=False, fontsize=9)
+        for text in axes.legend(frameon=False, fontsize=9).get_texts():
+            text.set_parse_math(False)  # a run may be called $x$
 
 
 def _svg(figure: Figure, identity: str) -> str:

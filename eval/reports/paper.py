@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.metrics.metric import METRICS
 from eval.reports.report_data import collect_run
 
 
@@ -76,17 +77,10 @@ def best_results(evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, 
     found: dict[str, Mapping[str, Any]] = {}
     for result in evaluations:
         digest = result["protocol"]["digest"]
-        sign = -1 if result["protocol"]["metric"] in ("inception_score", "precision_recall") else 1
+        sign = 1 if METRICS[result["protocol"]["metric"]].lower_is_better else -1
         if digest not in found or sign * result["value"] < sign * found[digest]["value"]:
             found[digest] = result
     return list(found.values())
-
-
-_FEWER_SAMPLES = {
-    "frechet_distance": "; fewer give a larger distance",
-    "inception_score": "; fewer give a smaller Inception Score",
-}
-_NOT_IN_PAPER = {"kernel_distance": "kernel distance", "precision_recall": "precision or recall"}
 
 
 def differences(result: Mapping[str, Any], image_size: int | None, num_timesteps: int | None = None) -> list[str]:
@@ -95,16 +89,17 @@ def differences(result: Mapping[str, Any], image_size: int | None, num_timesteps
     num_timesteps: T of the run, what a protocol that samples with all steps takes.
     """
     protocol, found = result["protocol"], []
-    sampled = protocol["metric"] != "bits_per_dim"
+    metric = METRICS[protocol["metric"]]
+    sampled = metric.looks_at != "data"
     if sampled and protocol["extractor"] != "inception":
         found.append(f"features of {protocol['extractor']}, not of Inception: the scales have nothing in common")
     elif protocol["resize"] == "clean":
         found.append("clean-fid's resizing; the paper's code resized inside the network (protocol fid_tf_50k)")
-    if protocol["metric"] in _NOT_IN_PAPER:
-        found.append(f"the paper gives no {_NOT_IN_PAPER[protocol['metric']]}")
+    if metric.paper_lacks:
+        found.append(f"the paper gives no {metric.paper_lacks}")
     if sampled and protocol["num_samples"] != PAPER_SAMPLES:
-        fewer = protocol["num_samples"] < PAPER_SAMPLES
-        effect = _FEWER_SAMPLES.get(protocol["metric"], "") if fewer else ""
+        fewer = protocol["num_samples"] < PAPER_SAMPLES and metric.few_images_effect
+        effect = f"; {metric.few_images_effect}" if fewer else ""
         found.append(f"{protocol['num_samples']:,} samples, the paper took {PAPER_SAMPLES:,}{effect}")
     num_steps = protocol["num_sampling_steps"] or num_timesteps or PAPER_STEPS
     if sampled and (protocol["sampler"], num_steps) != ("ddpm", PAPER_STEPS):

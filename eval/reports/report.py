@@ -10,24 +10,16 @@ from typing import Any
 import jinja2
 
 from common.files import write_text_atomic
-from eval.protocol import from_description
+from eval.metrics.metric import METRICS
 from eval.reports.curves import COLOURS, distance_chart, format_value, loss_chart
 from eval.reports.report_data import collect, config_rows
-
-_METRIC_TITLES = {
-    "frechet_distance": "Fréchet distance",
-    "kernel_distance": "Kernel distance",
-    "inception_score": "Inception Score",
-    "precision_recall": "Precision",
-    "bits_per_dim": "Bits per dimension",
-}
 
 
 def write_report(run_directories: Sequence[Path], output: Path) -> dict[str, Any]:
     """Write `output` (HTML) and the same name with .json; returns the data. Raises ValueError for runs of one name."""
     data = collect(run_directories)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # NaN of a diverged loss is no JSON: null is what every reader understands.
+    # NaN of a diverged loss is not JSON: null is what every reader understands.
     write_text_atomic(output.with_suffix(".json"), json.dumps(_without_nan(data), indent=1, sort_keys=True))
     write_text_atomic(output, render(data))
     return data
@@ -38,13 +30,13 @@ def render(data: Mapping[str, Any]) -> str:
     runs = data["runs"]
     colours = {run["name"]: COLOURS[place % len(COLOURS)] for place, run in enumerate(runs)}
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("eval.web", "page"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("eval.reports", "page"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"value": format_value, "data_uri": data_uri, "percent": _percent, "plain": _plain}
     return environment.get_template("report.html").render(
         **data,
         title=", ".join(run["name"] for run in runs),
-        style=resources.files("eval.web").joinpath("page", "report.css").read_text(encoding="utf-8"),
+        style=style(),
         colours=colours,
         summary=[summarise(run, data["protocols"]) for run in runs],
         charts=sorted(
@@ -56,11 +48,20 @@ def render(data: Mapping[str, Any]) -> str:
     )
 
 
+def style() -> str:
+    """The report's style sheet, which the web page begins with too."""
+    return resources.files("eval.reports").joinpath("page", "report.css").read_text(encoding="utf-8")
+
+
 def protocol_charts(
-    protocol: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], colours: Mapping[str, str]
+    protocol: Mapping[str, Any],
+    runs: Sequence[Mapping[str, Any]],
+    colours: Mapping[str, str],
+    axes: Sequence[str] = ("step", "num_images_seen", "training_hours"),
 ) -> dict[str, Any]:
     """One protocol's charts, over steps, images seen and hours, and its table rows."""
-    title, lower = _METRIC_TITLES[protocol["metric"]], from_description(protocol).lower_is_better
+    metric = METRICS[protocol["metric"]]
+    title, lower = metric.title, metric.lower_is_better
     rows = [
         {"run": run["name"], **result}
         for run in runs
@@ -69,12 +70,14 @@ def protocol_charts(
     ]
     longest = max((row["training_hours"] or 0 for row in rows), default=0)
     hours, unit = (60, "minutes") if longest < 3 else (1, "hours")
+    scales = {
+        "step": ("step", 1),
+        "num_images_seen": ("images seen", 1),
+        "training_hours": (f"{unit} since the start of training", hours),
+    }
     charts = {}
-    for key, label, scale in (
-        ("step", "step", 1),
-        ("num_images_seen", "images seen", 1),
-        ("training_hours", f"{unit} since the start of training", hours),
-    ):
+    for key in axes:
+        label, scale = scales[key]
         series: dict[str, list] = {}
         for row in rows:
             if row[key] is not None:
@@ -85,6 +88,7 @@ def protocol_charts(
     return {
         "protocol": protocol,
         "title": title,
+        "parts": metric.parts[1:],
         "charts": charts,
         "rows": rows,
         "best": best(rows, key=lambda row: row["value"]) if rows else None,
@@ -102,7 +106,7 @@ def summarise(run: Mapping[str, Any], protocols: Sequence[Mapping[str, Any]]) ->
     rows = [result for result in run["evaluations"] if result["protocol"]["digest"] == digest]
     best = None
     if rows:
-        better = min if from_description(rows[0]["protocol"]).lower_is_better else max
+        better = min if METRICS[rows[0]["protocol"]["metric"]].lower_is_better else max
         best = better(rows, key=lambda row: row["value"])
     return {
         "reached": reached,
@@ -110,7 +114,7 @@ def summarise(run: Mapping[str, Any], protocols: Sequence[Mapping[str, Any]]) ->
         "first": rows[0] if rows else None,
         "last": rows[-1] if rows else None,
         "best": best,
-        "title": _METRIC_TITLES[rows[0]["protocol"]["metric"]] if rows else "",
+        "title": METRICS[rows[0]["protocol"]["metric"]].title if rows else "",
     }
 
 

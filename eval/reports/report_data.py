@@ -6,11 +6,10 @@ from typing import Any
 
 from cluster.tracking import read_metrics
 from common.redaction import redacted
+from eval.backlog import checkpoints_of
 from eval.protocol import from_description
-from eval.results import DONE, all_results, grid_path, result_path
+from eval.results import DONE, all_results, grid_path, is_final, read_neighbours, result_path
 from eval.runs import read_run
-from eval.service.backlog import checkpoints_of, is_final
-from eval.service.neighbour_files import read_neighbours
 
 MAX_CURVE_POINTS = 2000
 MAX_GRIDS = 8
@@ -107,6 +106,7 @@ def _key(result: Mapping[str, Any]) -> tuple[int, str]:
 
 def _evaluation(result: Mapping[str, Any], global_batch_size: int | None, hours: float | None) -> dict[str, Any]:
     return {
+        **{"device": "", "interval": None, "images_per_second": 0.0, "wall_seconds": 0.0},
         **result,
         "initial_weight_share": initial_weight_share(result),
         "num_images_seen": result["step"] * global_batch_size if global_batch_size else None,

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.tracking import Spool
+from eval.backlog import warn_once
 from eval.reports.report import write_report
-from eval.service.backlog import warn_once
 
 _TIME_FORMAT = "%Y%m%d-%H%M%S"
 
@@ -22,7 +22,7 @@ def write_scheduled_reports(storage: Path, runs: Sequence[Path], now_seconds: fl
         path = run / "reports" / f"{stamp}.html"
         try:
             write_report([run], path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             warn_once(f"{run} gets no report: {type(error).__name__}: {error}")
             continue
         reported.append(run)

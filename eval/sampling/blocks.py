@@ -4,7 +4,6 @@ Each finished block is one file of features, written atomically, so an evaluatio
 it was and, since blocks are combined in the order of their ids, ends at the same number bit for bit.
 """
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from common.files import write_atomic
 from data_pipeline.storage.shards import Dataset
+from eval.errors import ReportAlive
 from eval.metrics.extractor import FeatureExtractor, build_extractor
 from eval.protocol import Protocol
 from eval.runs import open_images
@@ -51,10 +51,10 @@ class BlockWorker:
             raise ValueError(f"{self._protocol.name} scores more images than the {len(images)} of the data set")
         return images
 
-    def run(self, block: int, beat: Callable[[], None] = lambda: None) -> int:
+    def run(self, block: int, report_alive: ReportAlive = lambda: None) -> int:
         """Work out one block; returns the number of images. A block that is there already is left alone.
 
-        beat: called after every step of sampling; what it raises ends the block.
+        report_alive: called after every step of sampling; what it raises ends the block.
         """
         size = self._settings.block_images
         first = block * size
@@ -62,23 +62,23 @@ class BlockWorker:
         if block_path(self._folder, block).exists():
             return count
         work = self._features if self._protocol.needs_samples else self._scores
-        rows = work(block, first, count, beat)
+        rows = work(block, first, count, report_alive)
         _write(block_path(self._folder, block), rows)
         return count
 
-    def _features(self, block: int, first: int, count: int, beat: Callable[[], None]) -> np.ndarray:
+    def _features(self, block: int, first: int, count: int, report_alive: ReportAlive) -> np.ndarray:
         at_once = min(self._settings.batch_size or self._settings.block_images, self._settings.block_images)
-        images = sample_images(self._snapshot, self._protocol, first, count, at_once, beat)
+        images = sample_images(self._snapshot, self._protocol, first, count, at_once, report_alive)
         if first < NUM_PREVIEW_IMAGES:
             _write(preview_path(self._folder, block), images[: NUM_PREVIEW_IMAGES - first].numpy())
         # float32 is what the networks produce: nothing is lost, and half the bytes are written.
         return self._extractor(images).to(torch.float32).numpy()
 
-    def _scores(self, block: int, first: int, count: int, beat: Callable[[], None]) -> np.ndarray:
+    def _scores(self, block: int, first: int, count: int, report_alive: ReportAlive) -> np.ndarray:
         """Bits per dimension of `count` images of the data set, (count, 1) float64: evenly spaced ones, in order."""
         places = [index * len(self._images) // self._protocol.num_samples for index in range(first, first + count)]
         pixels = torch.from_numpy(np.stack([self._images.read(place) for place in places])).permute(0, 3, 1, 2)
-        return bits_per_dim(self._snapshot, self._protocol, pixels, first, beat).numpy()[:, None]
+        return bits_per_dim(self._snapshot, self._protocol, pixels, first, report_alive).numpy()[:, None]
 
 
 def num_blocks(protocol: Protocol, settings: EvaluationSettings) -> int:

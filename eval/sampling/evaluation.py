@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,73 +10,67 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.run_directory import checkpoint_step
 from common.files import read_json, write_json_atomic
-from eval.errors import NOT_FINITE
+from eval.backlog import Job
+from eval.errors import NOT_FINITE, ReportAlive
 from eval.metrics.extractor import FeatureExtractor, build_extractor
-from eval.metrics.intervals import frechet_interval, inception_score_interval, mean_interval, normal_interval
-from eval.metrics.reference import OpenImages, ReferenceCache
-from eval.metrics.scores import coverage, inception_score, kernel_distance
-from eval.metrics.statistics import FeatureStatistics, statistics_distance
+from eval.metrics.metric import METRICS, Scoring
+from eval.metrics.reference import ReferenceCache, reference_folder
 from eval.protocol import Protocol
 from eval.results import library_versions
+from eval.runs import open_images
 from eval.sampling.blocks import BlockWorker, missing_blocks, num_blocks, read_features, read_preview
 from eval.settings import EvaluationSettings
 
 _SECONDS = "seconds.json"
-Beat = Callable[[], None]
-"""Called now and then during long work; what it raises ends the evaluation, whose finished blocks can be resumed."""
-RunBlocks = Callable[[Path, Protocol, Path, EvaluationSettings, list[int], Beat], Iterable[int]]
-"""(checkpoint, protocol, folder, settings, blocks, beat) -> yields each block when its file is there."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation needs."""
-
-    checkpoint: Path
-    protocol: Protocol
-    work_folder: Path
-    reference: ReferenceCache
-    open_images: OpenImages
-    settings: EvaluationSettings
+RunBlocks = Callable[[Path, Protocol, Path, EvaluationSettings, list[int], ReportAlive], Iterable[int]]
+"""(checkpoint, protocol, folder, settings, blocks, report_alive) -> yields each block when its file is there."""
 
 
 def run_here(
-    checkpoint: Path, protocol: Protocol, folder: Path, settings: EvaluationSettings, blocks: list[int], beat: Beat
+    checkpoint: Path,
+    protocol: Protocol,
+    folder: Path,
+    settings: EvaluationSettings,
+    blocks: list[int],
+    report_alive: ReportAlive,
 ) -> Iterable[int]:
     """Blocks one after the other in this process."""
     worker = BlockWorker(checkpoint, protocol, folder, settings)
     for block in blocks:
-        worker.run(block, beat)
+        worker.run(block, report_alive)
         yield block
 
 
 def evaluate(
-    job: Evaluation, run_blocks: RunBlocks = run_here, beat: Beat = lambda: None
+    job: Job,
+    settings: EvaluationSettings,
+    run_blocks: RunBlocks = run_here,
+    report_alive: ReportAlive = lambda: None,
 ) -> tuple[dict[str, Any], Tensor | None]:
     """The numbers of a checkpoint under a protocol, and the first sampled images, uint8 (<= 64, C, H, W), if any.
 
-    Raises BlockedError if weights are missing.
+    Raises BlockedError if weights, an imported reference or the data are missing.
     """
     started = time.monotonic()
-    protocol, settings = job.protocol, job.settings
+    protocol, reference = job.protocol, ReferenceCache(reference_folder(job.run_directory.parent))
     folder = job.work_folder / f"blocks-of-{settings.block_images}"
     folder.mkdir(parents=True, exist_ok=True)
     settings.prepare_process()
     extractor = None
     if protocol.needs_samples:
-        job.reference.check_imported(protocol)
+        reference.check_imported(protocol)
         # Built here although the workers build their own: weights that are missing are noticed before any work.
         extractor = build_extractor(protocol, settings.weights_folder, settings.torch_device())
     missing = missing_blocks(folder, protocol, settings)
     seconds_before = _read_seconds(folder)
-    for _ in run_blocks(job.checkpoint, protocol, folder, settings, missing, beat):
+    for _ in run_blocks(job.checkpoint, protocol, folder, settings, missing, report_alive):
         # Kept with the blocks: the cost of a number is that of all sessions that worked on it.
         write_json_atomic(folder / _SECONDS, seconds_before + time.monotonic() - started)
-        beat()
+        report_alive()
     sampling_seconds = seconds_before + time.monotonic() - started
-    numbers = _score(job, read_features(folder, protocol, settings), extractor, beat)
+    scoring = _scoring(job, settings, read_features(folder, protocol, settings), reference, extractor, report_alive)
+    numbers = METRICS[protocol.metric].score(scoring)
     if not np.isfinite(list(numbers["values"].values())).all():
         raise ValueError(NOT_FINITE)
     cost = {
@@ -86,7 +79,7 @@ def evaluate(
         "images_per_second": protocol.num_samples / max(sampling_seconds, 1e-9),
         "num_blocks_resumed": num_blocks(protocol, settings) - len(missing),
     }
-    return {**_identity(job), **numbers, **cost}, read_preview(folder)
+    return {**_identity(job, settings), **numbers, **cost}, read_preview(folder)
 
 
 def discard_work(work_folder: Path) -> None:
@@ -102,72 +95,35 @@ def _read_seconds(folder: Path) -> float:
         return 0.0
 
 
-def _identity(job: Evaluation) -> dict[str, Any]:
-    snapshot = read_json(job.checkpoint / "snapshot.json")
-    device = torch.device(job.settings.torch_device())
+def _identity(job: Job, settings: EvaluationSettings) -> dict[str, Any]:
+    device = torch.device(settings.torch_device())
     return {
-        "checkpoint": job.checkpoint.name,
-        "step": checkpoint_step(job.checkpoint.name),
-        "protocol": job.protocol.describe(),
-        "provenance": snapshot.get("provenance", {}),
+        "provenance": read_json(job.checkpoint / "snapshot.json").get("provenance", {}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "block_images": job.settings.block_images,
+        "block_images": settings.block_images,
         "versions": library_versions(),
     }
 
 
-def _score(job: Evaluation, features: np.ndarray, extractor: FeatureExtractor | None, beat: Beat) -> dict[str, Any]:
-    protocol, num_replicates = job.protocol, job.settings.num_bootstrap
-    if extractor is None:
-        value = float(features[:, 0].mean())
-        interval = mean_interval(features[:, 0], value, num_replicates, protocol.seed, beat)
-        return _numbers({"bits_per_dim": value}, interval)
-    if protocol.metric == "inception_score":
-        value, deviation = inception_score(features)
-        interval = inception_score_interval(features, value, num_replicates, protocol.seed, beat)
-        return _numbers({"score": value, "deviation_over_splits": deviation}, interval)
-    if protocol.metric == "frechet_distance":
-        return _frechet(job, features, job.reference.statistics(protocol, job.open_images, extractor, beat), beat)
-    reference = job.reference.features(protocol, job.open_images, extractor, beat)
-    if protocol.metric == "kernel_distance":
-        value, deviation, error = kernel_distance(reference, features, protocol.seed, beat=beat)
-        interval = normal_interval(value, error, "influence of each sampled image") if num_replicates else None
-        numbers = _numbers({"distance": value, "deviation_over_subsets": deviation}, interval)
-    else:
-        covered, recalled = coverage(reference, features, beat=beat)
-        value = float(covered.mean())
-        interval = mean_interval(covered, value, num_replicates, protocol.seed, beat)
-        numbers = _numbers({"precision": value, "recall": float(recalled.mean())}, interval)
-    return {**numbers, "num_reference_images": len(reference)}
+def _scoring(
+    job: Job,
+    settings: EvaluationSettings,
+    rows: np.ndarray,
+    reference: ReferenceCache,
+    extractor: FeatureExtractor | None,
+    report_alive: ReportAlive,
+) -> Scoring:
+    """The reference's statistics or features are worked out when the metric asks for them, if they are not cached."""
 
+    def asked_for(read: Callable[..., Any]) -> Callable[[], Any]:
+        return lambda: read(job.protocol, lambda: open_images(job.run_directory), extractor, report_alive)
 
-def _numbers(values: dict[str, float], interval: dict[str, Any] | None) -> dict[str, Any]:
-    """The first of the values is the number, and the one the interval belongs to."""
-    return {"value": next(iter(values.values())), "values": values, "interval": interval, "warnings": []}
-
-
-def _frechet(job: Evaluation, features: np.ndarray, reference: FeatureStatistics, beat: Beat) -> dict[str, Any]:
-    protocol, settings = job.protocol, job.settings
-    statistics = FeatureStatistics.empty(features.shape[1])
-    for start in range(0, len(features), settings.block_images):
-        statistics.update(features[start : start + settings.block_images])
-    value = statistics_distance(statistics, reference)
-    beat()
-    interval = frechet_interval(features, reference, value, settings.num_bootstrap, protocol.seed, beat)
-    return {
-        **_numbers({"distance": value}, interval),
-        "num_reference_images": reference.count,
-        "warnings": _small_sample_warnings(statistics, reference),
-    }
-
-
-def _small_sample_warnings(sampled: FeatureStatistics, reference: FeatureStatistics) -> list[str]:
-    """A covariance from fewer images than features is singular and the distance biased upwards: say so."""
-    dimension = len(sampled.mean)
-    sides = (("sampled", sampled.count), ("reference", reference.count))
-    return [
-        f"{count} {side} images are no more than the {dimension} features: the covariance is singular and the distance "
-        "biased; compare only numbers of this protocol"
-        for side, count in sides
-        if count <= dimension
-    ]
+    return Scoring(
+        rows,
+        job.protocol.seed,
+        settings.num_bootstrap,
+        settings.block_images,
+        asked_for(reference.statistics),
+        asked_for(reference.features),
+        report_alive,
+    )

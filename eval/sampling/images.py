@@ -3,14 +3,14 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eval.errors import NOT_FINITE, BlockedError
+from eval.errors import NOT_FINITE, BlockedError, ReportAlive
 from eval.protocol import Protocol
 from models.likelihood import variational_bound
 from models.pixels import from_uint8, to_uint8
@@ -45,12 +45,12 @@ def sample_images(
     first: int,
     count: int,
     batch_size: int | None = None,
-    beat: Callable[[], None] = lambda: None,
+    report_alive: ReportAlive = lambda: None,
 ) -> Tensor:
     """Images first .. first + count - 1 of the protocol: uint8 (count, C, H, W) on the CPU, rounded, not truncated.
 
-    batch_size: how many are drawn at once (all by default); a compiled network draws so many always, and what is too
-    many is dropped. A GPU out of memory halves it and goes on. beat: called after each step; it may raise.
+    batch_size: how many are drawn at once (all by default); a compiled network always draws that many, and what is too
+    many is dropped. A GPU out of memory halves it and goes on. report_alive: called after each step; it may raise.
     """
     device = next(snapshot.model.parameters()).device
     num_at_once = batch_size or count
@@ -63,7 +63,7 @@ def sample_images(
         num_drawn = num_at_once if protocol.compiled else num_wanted
         indices = torch.arange(first + done, first + done + num_drawn, device=device)
         try:
-            batches.append(_draw(snapshot, protocol, indices, beat)[:num_wanted])
+            batches.append(_draw(snapshot, protocol, indices, report_alive)[:num_wanted])
         except torch.OutOfMemoryError:
             if num_at_once == 1:
                 raise
@@ -74,7 +74,7 @@ def sample_images(
     return torch.cat(batches)
 
 
-def _draw(snapshot: Snapshot, protocol: Protocol, indices: Tensor, beat: Callable[[], None]) -> Tensor:
+def _draw(snapshot: Snapshot, protocol: Protocol, indices: Tensor, report_alive: ReportAlive) -> Tensor:
     with _precision(indices.device, protocol.precision):
         images = sample(
             snapshot.model,
@@ -84,14 +84,14 @@ def _draw(snapshot: Snapshot, protocol: Protocol, indices: Tensor, beat: Callabl
             sampler=protocol.sampler,
             num_sampling_steps=protocol.num_sampling_steps,
             eta=protocol.eta,
-            progress=lambda *_: beat(),
+            progress=lambda *_: report_alive(),
         )
     return to_uint8(_finite(images)).cpu()
 
 
 @torch.inference_mode()
 def bits_per_dim(
-    snapshot: Snapshot, protocol: Protocol, images: Tensor, first: int, beat: Callable[[], None] = lambda: None
+    snapshot: Snapshot, protocol: Protocol, images: Tensor, first: int, report_alive: ReportAlive = lambda: None
 ) -> Tensor:
     """Upper bound on the negative log-likelihood of each image in bits per dimension: (B,) float64, on the CPU.
 
@@ -102,7 +102,7 @@ def bits_per_dim(
     indices = torch.arange(first, first + len(images), device=device)
     with _precision(device, protocol.precision):
         bound = variational_bound(
-            snapshot.model, snapshot.diffusion, x_0, indices, protocol.seed, progress=lambda *_: beat()
+            snapshot.model, snapshot.diffusion, x_0, indices, protocol.seed, progress=lambda *_: report_alive()
         )
     return _finite(bound.total).double().cpu()
 

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,20 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.launch import in_ray_job
 from common.code import ROOT, ours_first
 from common.process import sessions_of_their_own
+from eval.errors import ReportAlive
 from eval.protocol import Protocol
 from eval.sampling.blocks import BlockWorker
 from eval.settings import EvaluationSettings, PoolSettings
 
 _MAX_REPLACEMENTS = 3
-_BEAT_SECONDS = 0.5
-_ROOM_SECONDS = 30.0
+_REPORT_SECONDS = 0.5
+_WARN_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RayPool:
-    """Runs blocks on Ray actors; an instance is an `eval.evaluation.RunBlocks`."""
+    """Runs blocks on Ray actors; an instance is an `eval.sampling.evaluation.RunBlocks`."""
 
     pool: PoolSettings
 
@@ -43,26 +44,27 @@ class RayPool:
         folder: Path,
         settings: EvaluationSettings,
         blocks: list[int],
-        beat: Callable[[], None] = lambda: None,
+        report_alive: ReportAlive = lambda: None,
     ) -> Iterator[int]:
-        """Yield each block when its file is there, in the order of completion; `beat` is called while none is.
+        """Yield each block when its file is there, in the order of completion; `report_alive` is called while none is.
 
         Raises what the work raised, and RuntimeError when actors keep dying.
         """
         if not blocks:
             return
         connect()
-        crew = _Crew(self.pool, (checkpoint, protocol, folder, settings), blocks)
+        actors = _Actors(self.pool, (checkpoint, protocol, folder, settings), blocks)
         try:
-            yield from crew.work(beat)
+            yield from actors.run(report_alive)
         finally:
-            crew.dismiss()
+            actors.end()
 
 
-class _Crew:
+class _Actors:
     """The actors of one evaluation, what each is doing, and what is left to do.
 
-    A block goes only to an actor that has answered: one for which the cluster has no room would keep it for ever.
+    A block goes only to an actor that has answered: one that the cluster cannot place would
+    keep it for ever.
     """
 
     def __init__(self, pool: PoolSettings, arguments: tuple[Any, ...], blocks: list[int]):
@@ -73,21 +75,21 @@ class _Crew:
         )
         self._pool, self._arguments = pool, arguments
         self._waiting = list(reversed(blocks))
-        self._arriving: dict[Any, Any] = {}
+        self._starting: dict[Any, Any] = {}
         self._busy: dict[Any, tuple[Any, int]] = {}
         self._num_replaced = 0
-        self._say_at = time.monotonic() + _ROOM_SECONDS
+        self._warn_at = time.monotonic() + _WARN_SECONDS
         for _ in range(min(pool.num_actors, len(blocks))):
-            self._hire()
+            self._start_actor()
 
-    def work(self, beat: Callable[[], None]) -> Iterator[int]:
+    def run(self, report_alive: ReportAlive) -> Iterator[int]:
         while self._waiting or self._busy:
-            answered, _ = ray.wait([*self._busy, *self._arriving], num_returns=1, timeout=_BEAT_SECONDS)
+            answered, _ = ray.wait([*self._busy, *self._starting], num_returns=1, timeout=_REPORT_SECONDS)
             if not answered:
-                self._say_if_there_is_no_room()
-                beat()
+                self._warn_if_none_can_be_placed()
+                report_alive()
                 continue
-            actor, block = self._busy.pop(answered[0], None) or (self._arriving.pop(answered[0]), None)
+            actor, block = self._busy.pop(answered[0], None) or (self._starting.pop(answered[0]), None)
             try:
                 ray.get(answered[0])
             except RayTaskError as error:
@@ -99,16 +101,16 @@ class _Crew:
                 if block is not None:
                     yield block
 
-    def dismiss(self) -> None:
-        for actor in [*self._arriving.values(), *(actor for actor, _ in self._busy.values())]:
+    def end(self) -> None:
+        for actor in [*self._starting.values(), *(actor for actor, _ in self._busy.values())]:
             ray.kill(actor)
 
-    def _hire(self) -> None:
+    def _start_actor(self) -> None:
         actor = self._make.remote(*self._arguments)
-        self._arriving[actor.__ray_ready__.remote()] = actor
+        self._starting[actor.__ray_ready__.remote()] = actor
 
     def _give_work(self, actor: Any) -> None:
-        """The next block; an actor for which there is none leaves its room to others."""
+        """The next block; an actor for which there is none leaves its resources to others."""
         if self._waiting:
             block = self._waiting.pop()
             self._busy[actor.run.remote(block)] = (actor, block)
@@ -124,12 +126,12 @@ class _Crew:
         ray.kill(actor)
         if block is not None:
             self._waiting.append(block)
-        self._hire()
+        self._start_actor()
 
-    def _say_if_there_is_no_room(self) -> None:
-        if self._busy or time.monotonic() < self._say_at:
+    def _warn_if_none_can_be_placed(self) -> None:
+        if self._busy or time.monotonic() < self._warn_at:
             return
-        self._say_at = time.monotonic() + _ROOM_SECONDS
+        self._warn_at = time.monotonic() + _WARN_SECONDS
         needed = f"{self._pool.cpus_per_actor:g} CPUs and {self._pool.gpus_per_actor:g} GPUs"
         _log.warning("no sampling actor could be placed: the cluster has no %s free; waiting", needed)
 

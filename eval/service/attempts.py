@@ -8,9 +8,6 @@ from typing import Any
 
 from common.files import read_json, write_json_atomic
 
-MAX_ATTEMPTS = 3
-"""A checkpoint that fails, or kills its evaluator, so often in a row without a new block is recorded as failed."""
-
 
 def begin_attempt(work_folder: Path, known: Mapping[str, Any] | None) -> dict[str, int]:
     """Count this attempt before it can kill us: {"attempts", "num_blocks_before"}. known: the result so far."""

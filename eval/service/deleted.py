@@ -5,18 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.spool import read_events
+from eval.backlog import Job, Selection, checkpoints_of
 from eval.protocol import Protocol
 from eval.results import read_result
 from eval.runs import read_run
-from eval.service.backlog import Job, Selection, checkpoints_of
 
-_COMMITTED = "checkpoint/bytes"
-"""Training spools this metric at the step of every checkpoint it has committed."""
+_OLD_METRIC = "checkpoint/bytes"
+"""Spooled at the step of every committed checkpoint: all that runs say whose spool has no events of checkpoints."""
 
 
 @dataclass
 class DeletedCheckpoints:
-    """Of one run: every checkpoint it has ever had, seen in its folder or told of by its spool, less what is there."""
+    """Of one run: every checkpoint it has ever had, seen in its folder or named by its spool, less what is there."""
 
     run_directory: Path
     _names: dict[int, str] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class DeletedCheckpoints:
     def skipped(self, protocols: Sequence[Protocol], selection: Selection) -> list[Job]:
         """Wanted evaluations that can no longer be made and have no result; each is named once."""
         self._read_spool()
-        # Listed after the spool is read: what the spool tells of was there before, so what is missing is deleted.
+        # Listed after the spool is read: what the spool names was there before, so what is missing is deleted.
         present = checkpoints_of(self.run_directory)
         self._names.update({step: path.name for step, path in present})
         gone = self._names.keys() - {step for step, _ in present}
@@ -53,6 +53,8 @@ class DeletedCheckpoints:
             return
         for event, end in read_events(path, self._offset):
             self._offset = end
-            if _COMMITTED in event.get("values", ()):
-                # The spool does not say which attempt it was.
+            if event["type"] == "checkpoint":
+                self._names[event["step"]] = event["name"]
+            elif _OLD_METRIC in event.get("values", ()):
+                # It does not say which attempt it was.
                 self._names.setdefault(event["step"], f"step-{event['step']:08d}-unknown")

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.lease import Lease, is_held, try_lease
 from common.files import read_json, write_json_atomic
-from eval.service.backlog import Job
+from eval.backlog import Job
 
 ALIVE_SECONDS = 60.0
 

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from common.files import write_json_atomic
 from common.pictures import write_png
+from eval.backlog import Job
 from eval.metrics.extractor import build_extractor
 from eval.metrics.reference import MAX_REFERENCE_FEATURES, ReferenceCache, reference_folder
 from eval.metrics.scores import squared_distances
+from eval.results import neighbours_path
 from eval.runs import open_images
 from eval.sampling.grids import make_grid
 from eval.sampling.images import sample_images
-from eval.service.backlog import Job
-from eval.service.neighbour_files import neighbours_path
 from eval.settings import EvaluationSettings
 from models.snapshot import load_snapshot
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_json, write_json_atomic
+from eval.backlog import Job, Selection, find_runs, jobs_of_run, warn_once
 from eval.protocol import from_description, parse_protocol
-from eval.results import DONE, read_result
-from eval.service.backlog import Job, Selection, find_runs, is_final, jobs_of_run
+from eval.results import DONE, is_final, read_result
 
 
 def request_evaluation(storage: Path, run_name: str, protocol: str, step: int | None = None) -> dict[str, Any]:
@@ -41,10 +41,17 @@ def request_evaluation(storage: Path, run_name: str, protocol: str, step: int | 
 
 
 def requested_jobs(storage: Path) -> list[Job]:
-    """What was asked for and is not done, oldest request first; requests that are answered or void are removed."""
+    """What was asked for and is not done, oldest request first; requests that are answered or void are removed.
+
+    Files that are not requests are left alone, and one that cannot be read now is looked at again the next time.
+    """
     jobs = []
     for path in sorted(_folder(storage).glob("*.json")):
-        job = _job(storage, path)
+        try:
+            job = _job(storage, path)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            warn_once(f"{path} is left alone: {type(error).__name__}: {error}")
+            continue
         result = None if job is None else read_result(job.result_path)
         if job is None or (result is not None and is_final(result)):
             path.unlink(missing_ok=True)
@@ -54,14 +61,15 @@ def requested_jobs(storage: Path) -> list[Job]:
 
 
 def _job(storage: Path, path: Path) -> Job | None:
-    """None if the run or the checkpoint is gone, or the file is not a request."""
-    try:
-        request = read_json(path)
-        protocol, run = from_description(request["protocol"]), find_runs(storage, Path(request["run"]).name)
-    except (OSError, ValueError, KeyError, TypeError):
+    """None if the run or the checkpoint is gone. Raises OSError, ValueError, KeyError or TypeError for another file."""
+    request = read_json(path)
+    protocol, name, checkpoint = from_description(request["protocol"]), request["run"], request["checkpoint"]
+    if name != Path(name).name or name == "..":
+        raise ValueError(f"run {name!r} is not the name of a run")
+    if not (storage / name).is_dir():
         return None
-    jobs = jobs_of_run(run[0], [protocol], Selection()) if run else []
-    return next((job for job in jobs if job.checkpoint.name == request.get("checkpoint")), None)
+    jobs = jobs_of_run(storage / name, [protocol], Selection())
+    return next((job for job in jobs if job.checkpoint.name == checkpoint), None)
 
 
 def _folder(storage: Path) -> Path:

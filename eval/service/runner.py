@@ -1,5 +1,6 @@
 """Works on one job: lease it, evaluate, write the result first, then log it; whatever happens is recorded."""
 
+import errno
 import logging
 import os
 import socket
@@ -12,17 +13,28 @@ from typing import Any
 from cluster.lease import Lease, LostLeaseError, holding
 from cluster.spool import Spool, read_events
 from cluster.tracking import Uploader
+from common.files import TEMPORARY_NAMES
 from common.pictures import write_png
-from eval.errors import BlockedError
-from eval.metrics.reference import ReferenceCache, reference_folder
-from eval.results import BLOCKED, DONE, FAILED, SKIPPED, grid_path, read_result, write_result
-from eval.runs import open_images
-from eval.sampling.evaluation import Evaluation, RunBlocks, discard_work, evaluate, run_here
+from eval.backlog import Job
+from eval.errors import BlockedError, StopRequestedError
+from eval.metrics.metric import METRICS
+from eval.results import (
+    BLOCKED,
+    DONE,
+    FAILED,
+    MAX_ATTEMPTS,
+    SKIPPED,
+    grid_path,
+    is_final,
+    read_result,
+    write_result,
+)
+from eval.sampling.evaluation import RunBlocks, discard_work, evaluate, run_here
 from eval.sampling.grids import make_grid
-from eval.service.attempts import MAX_ATTEMPTS, begin_attempt, end_attempt
-from eval.service.backlog import Job, is_final
+from eval.service.attempts import begin_attempt, end_attempt
 from eval.settings import EvaluationSettings
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _log = logging.getLogger(__name__)
 
 
@@ -63,68 +75,63 @@ class Runner:
             return None
         except LostLeaseError:
             return None
-        write_result(job.result_path, result)
-        end_attempt(job.work_folder)
+        try:
+            write_result(job.result_path, result)
+        finally:
+            # Where the result cannot be written, as on a full disk, that does not count against the checkpoint.
+            end_attempt(job.work_folder)
         return result
 
     def _evaluate(self, job: Job, lease: Lease, counted: dict[str, int]) -> dict[str, Any]:
-        def beat() -> None:
+        def report_alive() -> None:
             lease.check()
             if self.stop_requested():
                 raise StopRequestedError
 
+        def record(status: str, reason: str = "", **fields: int) -> dict[str, Any]:
+            return _record(job, status, reason, self.clock(), {**counted, **fields})
+
         if counted["attempts"] > MAX_ATTEMPTS:
             reason = f"{MAX_ATTEMPTS} evaluators died or failed on it; delete the result file to try again"
-            return self._record(job, FAILED, reason, counted)
+            return record(FAILED, reason)
         try:
-            result, preview = evaluate(self._evaluation(job), self.run_blocks, beat)
+            result, preview = evaluate(job, self.settings, self.run_blocks, report_alive)
+            lease.check()
+            if preview is not None:
+                grid = grid_path(job.run_directory, job.checkpoint.name, job.protocol)
+                write_png(grid, make_grid(preview), optimize=True)
         except BlockedError as error:
-            return self._record(job, BLOCKED, str(error), {**counted, "attempts": 0})
+            return record(BLOCKED, str(error), attempts=0)
+        except LostLeaseError:
+            raise
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             if not job.checkpoint.exists():
-                return self._record(job, SKIPPED, "the checkpoint was deleted before it was evaluated", counted)
+                return record(SKIPPED, "the checkpoint was deleted before it was evaluated")
+            if isinstance(error, OSError) and error.errno in _DISK_FULL:
+                return record(BLOCKED, f"disk: {error}; free some space", attempts=0)
             _log.debug("evaluation of %s failed", job.checkpoint, exc_info=True)
             # A ValueError of ours is a sentence by itself.
-            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            return self._record(job, FAILED, reason, counted)
-        lease.check()
-        if preview is not None:
-            write_png(
-                grid_path(job.run_directory, job.checkpoint.name, job.protocol), make_grid(preview), optimize=True
-            )
-        return {**result, **self._record(job, DONE, "", counted)}
-
-    def _record(self, job: Job, status: str, reason: str, counted: Mapping[str, int]) -> dict[str, Any]:
-        return {
-            "status": status,
-            "reason": reason,
-            **counted,
-            "time": self.clock(),
-            "evaluator": f"{socket.gethostname()}:{os.getpid()}",
-            "checkpoint": job.checkpoint.name,
-            "step": job.step,
-            "protocol": job.protocol.describe(),
-        }
-
-    def _evaluation(self, job: Job) -> Evaluation:
-        return Evaluation(
-            job.checkpoint,
-            job.protocol,
-            job.work_folder,
-            ReferenceCache(reference_folder(job.run_directory.parent)),
-            lambda: open_images(job.run_directory),
-            self.settings,
-        )
+            return record(FAILED, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+        return {**result, **record(DONE)}
 
 
-class StopRequestedError(Exception):
-    """The evaluator was asked to stop; finished blocks stay for the next one."""
+def _record(job: Job, status: str, reason: str, time: float, counted: Mapping[str, int]) -> dict[str, Any]:
+    """What every result file says, with a number or without."""
+    return {
+        "status": status,
+        "reason": reason,
+        **counted,
+        "time": time,
+        "evaluator": f"{socket.gethostname()}:{os.getpid()}",
+        "checkpoint": job.checkpoint.name,
+        "step": job.step,
+        "protocol": job.protocol.describe(),
+    }
 
 
 def record_skip(job: Job, reason: str, clock: Callable[[], float] = time.time) -> None:
     """Write down that a job will not be done, and why."""
-    runner = Runner(EvaluationSettings(), clock=clock)
-    write_result(job.result_path, runner._record(job, SKIPPED, reason, {"attempts": 0}))
+    write_result(job.result_path, _record(job, SKIPPED, reason, clock(), {"attempts": 0}))
     discard_work(job.work_folder)
 
 
@@ -138,9 +145,9 @@ def upload(run_directory: Path) -> None:
 
 def metric_values(result: dict[str, Any]) -> dict[str, float]:
     """MLflow metrics of a done result: eval/<protocol name>, with the parts of two-sided metrics below it."""
-    name = f"eval/{result['protocol']['name']}"
-    if result["protocol"]["metric"] == "precision_recall":
-        return {f"{name}/{part}": value for part, value in result["values"].items()}
+    name, parts = f"eval/{result['protocol']['name']}", METRICS[result["protocol"]["metric"]].parts
+    if parts:
+        return {f"{name}/{part}": result["values"][part] for part in parts}
     values = {name: result["value"]}
     if result.get("interval"):
         values[f"{name}/standard_error"] = result["interval"]["standard_error"]
@@ -152,6 +159,11 @@ def _finish(job: Job, result: dict[str, Any]) -> None:
     if result["status"] == DONE:
         _spool_result(job, result)
     if result["status"] in (DONE, SKIPPED):
+        # A result or grid that a killed evaluator had half written: nobody else writes them while we hold the lease.
+        for suffix in ("json", "grid.png"):
+            pattern = f"{TEMPORARY_NAMES.removesuffix('*')}{job.protocol.digest}.{suffix}"
+            for left in job.result_path.parent.glob(pattern):
+                left.unlink(missing_ok=True)
         discard_work(job.work_folder)
 
 

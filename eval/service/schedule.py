@@ -14,7 +14,7 @@ _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 def _weekday_names(field: str) -> str:
     """A crontab's weekdays with numbers as names: there 0 and 7 are Sunday, for APScheduler 0 is Monday.
 
-    Raises ValueError for what is no weekday.
+    Raises ValueError for what is not a weekday.
     """
     named = []
     for part in field.split(","):

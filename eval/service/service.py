@@ -10,9 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from eval.protocol import Protocol
-from eval.results import BLOCKED, DONE, FAILED, read_result
-from eval.service.backlog import (
+from eval.backlog import (
     Job,
     Selection,
     find_runs,
@@ -22,12 +20,16 @@ from eval.service.backlog import (
     pending_jobs,
     warn_once,
 )
+from eval.metrics.metric import METRICS
+from eval.protocol import Protocol
+from eval.results import BLOCKED, DONE, FAILED, read_result
 from eval.service.deleted import DeletedCheckpoints
 from eval.service.heartbeat import Heartbeat
 from eval.service.requests import requested_jobs
 from eval.service.runner import Runner, record_skip
 from eval.service.uploads import LateUploads
 
+_NEXT_START = "tried again when the service is started again"
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +54,7 @@ class Service:
         self.uploads = LateUploads(self.runner.upload)
         self._deleted: dict[Path, DeletedCheckpoints] = {}
         self._turns: dict[Path, int] = {}
+        self._polls = False
 
     def run_once(self) -> int:
         """Evaluate everything that is due now; the number of evaluations worked on."""
@@ -71,7 +74,7 @@ class Service:
                 break
             tried.add(due[0].result_path)
             num_worked += self._work_on(due[0])
-        self.heartbeat.write(None)
+        self._show(None)
         if not self.stop.is_set():
             for run in self._runs():
                 with _apart(run):
@@ -80,8 +83,9 @@ class Service:
 
     def run(self, until_finished: bool = False) -> None:
         """Poll until stopped or, with `until_finished`, until every run is finished and nothing is left to do."""
+        self._polls = True
         while not self.stop.is_set():
-            # Asked before the pass: a checkpoint written just before FINISHED.json is in that pass.
+            # Asked before the look: a checkpoint written just before FINISHED.json is seen by that look.
             finished = self._all_finished()
             self.run_once()
             if until_finished and finished and not self.due():
@@ -95,7 +99,7 @@ class Service:
         for job in self._pending(runs, Selection(), newest_only=True):
             if not self.stop.is_set():
                 self._work_on(job)
-        self.heartbeat.write(None)
+        self._show(None)
         if not self.stop.is_set():
             from eval.reports.scheduled import write_scheduled_reports  # matplotlib: not before it is needed
 
@@ -109,7 +113,9 @@ class Service:
         for run in self._runs():
             with _apart(run):
                 self._record_deleted(run)
-        requested = pending_jobs(requested_jobs(self.storage), self.selection, time.time())
+        requested: list[Job] = []
+        with _apart(self.storage):
+            requested = pending_jobs(requested_jobs(self.storage), self.selection, time.time())
         waiting = self._pending(sorted(self._runs(), key=lambda run: self._turns.get(run, 0)), self.selection)
         return list({job.result_path: job for job in (*requested, *waiting)}.values())
 
@@ -133,7 +139,7 @@ class Service:
 
     def _work_on(self, job: Job) -> bool:
         """False if another evaluator has it, or a stop was asked for."""
-        self.heartbeat.write(job)
+        self._show(job)
         self._turns[job.run_directory] = max(self._turns.values(), default=0) + 1
         result = None
         with _apart(job.run_directory):
@@ -141,8 +147,13 @@ class Service:
         if result is None:
             return False
         self.num_without_number += result["status"] in (BLOCKED, FAILED)
-        _log.info("%s", describe_result(job, result))
+        _log.info("%s", describe_result(job, result, "tried again later" if self._polls else _NEXT_START))
         return True
+
+    def _show(self, job: Job | None) -> None:
+        """Say what is worked on. A full disk silences that, and ends nothing."""
+        with _apart(self.storage):
+            self.heartbeat.write(job)
 
     def _record_deleted(self, run: Path) -> None:
         deleted = self._deleted.setdefault(run, DeletedCheckpoints(run))
@@ -158,7 +169,7 @@ class Service:
         for job in self.jobs():
             result = read_result(job.result_path) or {"status": "missing"}
             if result["status"] != DONE:
-                _log.warning("%s", describe_result(job, result))
+                _log.warning("%s", describe_result(job, result, _NEXT_START))
 
 
 @contextmanager
@@ -166,16 +177,19 @@ def _apart(run: Path) -> Iterator[None]:
     """What is wrong with one run's files is said once, and stops no other run."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         warn_once(f"{run} is left alone: {type(error).__name__}: {error}")
 
 
-def describe_result(job: Job, result: dict[str, Any]) -> str:
-    """One line for people: run, step, protocol, number with interval, cost; or what went wrong."""
+def describe_result(job: Job, result: dict[str, Any], retry: str = "then run the same command again") -> str:
+    """One line for people: run, step, protocol, number with interval, cost; or what went wrong.
+
+    retry: what follows a blocked evaluation, or what to do.
+    """
     where = f"{job.run_directory.name} step {job.step}: {job.protocol.name}"
     if result["status"] != DONE:
-        retry = "; tried again later" if result["status"] == BLOCKED else ""
-        return f"{where} {result['status']}: {result.get('reason', '')}{retry}"
+        follows = f"; {retry}" if result["status"] == BLOCKED else ""
+        return f"{where} {result['status']}: {result.get('reason', '')}{follows}"
     number = format_number(result)
     if "wall_seconds" not in result:
         return f"{where} = {number}"
@@ -184,8 +198,8 @@ def describe_result(job: Job, result: dict[str, Any]) -> str:
 
 def format_number(result: dict[str, Any]) -> str:
     """`41.27 ± 0.80`, in digits that fit the size of the number."""
-    if result["protocol"]["metric"] == "precision_recall":
-        return f"{result['values']['precision']:.3f} / {result['values']['recall']:.3f}"
+    if parts := METRICS[result["protocol"]["metric"]].parts:
+        return " / ".join(f"{result['values'][part]:.3f}" for part in parts)
     digits = 2 if abs(result["value"]) >= 1 else 5
     interval = result.get("interval")
     margin = f" ± {interval['high'] - result['value']:.{digits}f}" if interval else ""

@@ -14,15 +14,16 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel
 
 from cluster.lease import is_held
+from eval.backlog import Selection, find_runs, is_finished, jobs_of_run, warn_once
 from eval.protocol import Protocol
 from eval.reports.scheduled import report_files
-from eval.results import DONE, read_result
-from eval.service.backlog import Selection, find_runs, is_final, jobs_of_run
+from eval.results import DONE, is_final, read_result
 from eval.service.heartbeat import living_evaluators
 from eval.service.requests import request_evaluation, requested_jobs
 from eval.web.page_data import dashboard, render_runs, render_shell
 
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
+_FILE_HEADERS = {"Content-Security-Policy": "sandbox", "X-Content-Type-Options": "nosniff"}
 
 
 class Order(BaseModel):
@@ -57,9 +58,7 @@ def build_app(storage: Path, protocols: Sequence[Protocol], selection: Selection
 
     @app.post("/api/evaluate", status_code=202)
     def evaluate(order: Order, request: Request) -> dict[str, Any]:
-        # A form on another site can post text, but not this content type without being asked first.
-        if "application/json" not in request.headers.get("content-type", ""):
-            raise HTTPException(415, "send application/json")
+        _refuse_other_sites(request)
         try:
             return request_evaluation(storage, order.run, order.protocol, order.step)
         except ValueError as error:
@@ -77,29 +76,47 @@ def build_app(storage: Path, protocols: Sequence[Protocol], selection: Selection
         allowed = {str(path.relative_to(storage)): path for path in _linked_files(storage)}
         if place not in allowed:
             raise HTTPException(404, f"{place} is not a grid or report of this storage")
-        return FileResponse(allowed[place])
+        # Scripts in a file, whoever put it there, do not run with the rights of this page.
+        return FileResponse(allowed[place], headers=_FILE_HEADERS)
 
     return app
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """Raises HTTPException for what a page of another site, or of another port, makes a browser send."""
+    # A form on another site can post text, but not this content type without being asked first.
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "send application/json")
+    origin = request.headers.get("origin")
+    if origin is not None and origin != f"{request.url.scheme}://{request.headers['host']}":
+        raise HTTPException(403, f"{origin} may not ask for evaluations")
 
 
 def read_status(storage: Path, protocols: Sequence[Protocol], selection: Selection) -> dict[str, Any]:
     """The queue as JSON: evaluators, and for each run the state of every wanted evaluation."""
     runs = find_runs(storage)
-    requested = {job.result_path for job in requested_jobs(storage)}
+    asked_for = requested_jobs(storage)
+    requested = {job.result_path for job in asked_for}
     return {
         "evaluators": living_evaluators(storage),
-        "requested": [_state(job, True) for job in requested_jobs(storage)],
-        "runs": [
-            {
-                "run": run.name,
-                "finished": (run / "FINISHED.json").exists(),
-                "queue": [_state(job, job.result_path in requested) for job in jobs_of_run(run, protocols, selection)],
-                "num_results": len(list((run / "evals").glob("*/*.json"))),
-            }
-            for run in runs
-        ],
+        "requested": [_state(job, True) for job in asked_for],
+        "runs": [queue for run in runs if (queue := _queue(run, protocols, selection, requested)) is not None],
         "reports": [str(path.relative_to(storage)) for path in report_files(storage, runs)],
     }
+
+
+def _queue(
+    run: Path, protocols: Sequence[Protocol], selection: Selection, requested: set[Path]
+) -> dict[str, Any] | None:
+    """None for a run whose files cannot be read: it takes none of the others down."""
+    try:
+        jobs = jobs_of_run(run, protocols, selection)
+        queue = [_state(job, job.result_path in requested) for job in jobs]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warn_once(f"{run} is not shown: {type(error).__name__}: {error}")
+        return None
+    num_results = len(list((run / "evals").glob("*/*.json")))
+    return {"run": run.name, "finished": is_finished(run), "queue": queue, "num_results": num_results}
 
 
 def _state(job: Any, requested: bool) -> dict[str, Any]:
@@ -118,5 +135,7 @@ def _state(job: Any, requested: bool) -> dict[str, Any]:
 
 
 def _linked_files(storage: Path) -> list[Path]:
+    """Reports and grids that lie in the storage folder; not what a link there points to elsewhere."""
     runs = find_runs(storage)
-    return [*report_files(storage, runs), *(path for run in runs for path in run.glob("evals/*/*.grid.png"))]
+    found = [*report_files(storage, runs), *(path for run in runs for path in run.glob("evals/*/*.grid.png"))]
+    return [path for path in found if path.resolve().is_relative_to(storage.resolve())]

@@ -7,13 +7,16 @@ from typing import Any
 
 import jinja2
 
+from eval.backlog import Selection, checkpoints_of, find_runs, warn_once
 from eval.protocol import Protocol
 from eval.reports.curves import COLOURS, format_value
 from eval.reports.report import protocol_charts, summarise
+from eval.reports.report import style as report_style
 from eval.reports.report_data import collect_run, distinct_protocols
 from eval.reports.scheduled import report_files
-from eval.service.backlog import Selection, checkpoints_of, find_runs, warn_once
 
+MAX_RUNS = 20
+"""Runs shown with their curves, the newest: drawing them takes a tenth of a second each."""
 _MAX_SETTLED = 20
 """Failures and skips shown, the newest; a report shows all."""
 
@@ -23,10 +26,10 @@ def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection
     directories = find_runs(storage)
     directories.sort(key=lambda run: (run / "run.json").stat().st_mtime, reverse=True)
     runs = []
-    for place, directory in enumerate(directories):
+    for place, directory in enumerate(directories[:MAX_RUNS]):
         try:
             run = collect_run(directory)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             warn_once(f"{directory} is not shown: {type(error).__name__}: {error}")
             continue
         colours = {run["name"]: COLOURS[place % len(COLOURS)]}
@@ -38,7 +41,7 @@ def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection
                 "folder": directory.name,
                 "summary": summarise(run, found),
                 "charts": sorted(
-                    (protocol_charts(protocol, [run], colours) for protocol in found),
+                    (protocol_charts(protocol, [run], colours, axes=["step"]) for protocol in found),
                     key=lambda chart: -len(chart["rows"]),
                 ),
                 "steps": [step for step, _ in reversed(checkpoints_of(directory))],
@@ -51,7 +54,12 @@ def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection
             }
         )
     reports = [str(path.relative_to(storage)) for path in report_files(storage, directories)]
-    return {"runs": runs, "reports": reports, "every_steps": selection.every_steps}
+    return {
+        "runs": runs,
+        "older_runs": [directory.name for directory in directories[MAX_RUNS:]],
+        "reports": reports,
+        "every_steps": selection.every_steps,
+    }
 
 
 def render_shell(title: str) -> str:
@@ -59,7 +67,7 @@ def render_shell(title: str) -> str:
     return (
         _environment()
         .get_template("dashboard.html")
-        .render(title=title, style=_text("report.css") + _text("dashboard.css"), script=_text("dashboard.js"))
+        .render(title=title, style=report_style() + _text("dashboard.css"), script=_text("dashboard.js"))
     )
 
 

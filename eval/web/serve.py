@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from eval.backlog import Selection
 from eval.protocol import Protocol
 from eval.sampling.ray_pool import connect, joins_cluster
-from eval.service.backlog import Selection
 from eval.web.app import build_app
 
 _APPLICATION = "rayddpm-evaluations"

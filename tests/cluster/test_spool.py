@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from cluster.spool import Spool, read_metrics
+from cluster.spool import Spool, read_events, read_metrics
 from cluster.tracking import Uploader, default_tracking_uri
 from common.files import read_json, write_json_atomic
 
@@ -48,6 +48,25 @@ def test_an_unreadable_line_is_named_kept_and_passed_over(
     assert path.read_bytes().startswith(damaged)
     assert [step for step, _, _ in read_metrics(tmp_path)["train/loss"]] == [10, 20]
     assert f"{path}: the line that ends at byte {len(damaged)} is unreadable" in caplog.text
+
+
+def test_the_uploader_passes_commits_of_checkpoints_by(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    spool = Spool(run, "train")
+    spool.checkpoint(100, "step-00000100-aaaa")
+    spool.metrics({"train/loss": 0.5}, 100)
+    spool.checkpoint(200, "step-00000200-aaaa")
+    spool.close()
+    events = [event for event, _ in read_events(run / "spool" / "train.jsonl")]
+    assert [event["name"] for event in events if event["type"] == "checkpoint"] == [
+        "step-00000100-aaaa",
+        "step-00000200-aaaa",
+    ]
+    described = {"run": "run", "uid": "u", "experiment": "tests", "tracking_uri": default_tracking_uri(tmp_path)}
+    write_json_atomic(run / "run.json", described)
+    assert Uploader(run).drain() == 1
+    assert not Uploader(run).pending()
+    assert read_metrics(run).keys() == {"train/loss"}
 
 
 def test_the_uploader_goes_on_behind_unreadable_lines(tmp_path: Path) -> None:

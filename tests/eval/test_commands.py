@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.backlog import Selection, jobs_of_run
 from eval.cli.commands import main
 from eval.protocol import parse_protocol
 from eval.results import all_results
-from eval.service.backlog import Selection, jobs_of_run
 from eval.service.runner import Runner
 from eval.settings import EvaluationSettings
 from tests.support.evaluation import make_checkpoint, make_run

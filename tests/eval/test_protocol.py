@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from eval.protocol import EFFICIENTNET_LITE0_SHA256, FAMILIES, NAMES, Protocol, from_description, parse_protocol
+from eval.metrics.weights import EFFICIENTNET_LITE0_SHA256
+from eval.protocol import FAMILIES, NAMES, Protocol, from_description, parse_protocol
 
 NAMED_IN_DOCS = [
     "fid_clean_50k",
@@ -134,6 +135,7 @@ def test_a_description_gives_the_protocol_back():
         ("fd_efficientnet_lite0_512:seed=-1", "seed=-1"),
         ("kd_efficientnet_lite0_512_seed4294967296", "seed=4294967296"),
         ("is_clean_8", "num_samples=8"),
+        ("fid_clean_10000001", "num_samples=10000001"),
         ("pr_clean_3", "num_samples=3"),
         ("kid_clean_512_npz0123456789abcdef", "reference=npz"),
         ("bits_per_dim_512_ddim50", "sampler=ddim"),

@@ -14,8 +14,8 @@ from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.pack import pack
 from data_pipeline.sources.source import ArraySource
 from data_pipeline.storage.manifest import load_manifest
+from eval.backlog import Job, Selection, jobs_of_run
 from eval.protocol import Protocol, parse_protocol
-from eval.service.backlog import Job, Selection, jobs_of_run
 from eval.service.runner import Runner
 from eval.settings import EvaluationSettings
 from models.config import DiffusionConfig, ModelConfig

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from eval.errors import BlockedError
-from eval.metrics.extractor import as_rgb, bicubic_resize, build_extractor, input_size
+from eval.metrics.chunks import as_rgb
+from eval.metrics.efficientnet import bicubic_resize, input_size
+from eval.metrics.extractor import build_extractor
 from eval.metrics.weights import efficientnet_lite0_path, inception_path
 from eval.protocol import parse_protocol
 

@@ -135,7 +135,7 @@ def test_statistics_that_were_not_imported_block_instead_of_using_other_images(t
 @pytest.mark.parametrize(
     ("protocol", "expected"),
     [
-        ("kid_clean_10k", "kid_clean_10k is no Fréchet distance"),
+        ("kid_clean_10k", "kid_clean_10k is not a Fréchet distance"),
         ("fd_efficientnet_lite0_5k", "holds mu (2048,) and sigma (2048, 2048), fd_efficientnet_lite0_5k needs (1280,)"),
     ],
 )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from eval.errors import BlockedError
 from eval.metrics.extractor import build_extractor
@@ -37,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def images() -> torch.Tensor:
+def images() -> Tensor:
     """40 smooth images of 48 px: noise alone would look the same to every resizer."""
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand(40, 3, 6, 6, generator=generator)

@@ -107,7 +107,7 @@ def test_it_says_what_a_reader_asks(run, tmp_path):
         "weights: &lt;file&gt; is missing",
     ):
         assert said in text, said
-    assert html.count("<svg") == 4  # distance over steps, images and hours; loss. One point alone is no curve.
+    assert html.count("<svg") == 4  # distance over steps, images and hours; loss. One point alone is not a curve.
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     assert len(images) == 2
     assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)

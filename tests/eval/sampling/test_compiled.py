@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from eval.backlog import Selection, jobs_of_run
 from eval.protocol import parse_protocol
 from eval.sampling.images import load_network, sample_images
-from eval.service.backlog import Selection, jobs_of_run
 from eval.service.runner import Runner
 from eval.settings import EvaluationSettings
 from tests.support.evaluation import make_run

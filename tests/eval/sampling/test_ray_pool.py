@@ -16,9 +16,9 @@ import psutil
 import pytest
 import torch
 
+from eval.backlog import Selection, jobs_of_run
 from eval.protocol import parse_protocol
 from eval.sampling.blocks import missing_blocks, read_features
-from eval.service.backlog import Selection, jobs_of_run
 from eval.service.runner import Runner
 from eval.settings import EvaluationSettings, PoolSettings
 from tests.support.evaluation import make_run
@@ -65,11 +65,11 @@ def test_actors_the_cluster_has_no_room_for_hold_nothing_up(ray_here, tmp_path):
 
     job, started = job_in(tmp_path), time.monotonic()
 
-    def beat():
+    def report_alive():
         assert time.monotonic() - started < 60
 
     actors = PoolSettings(4, cpus_per_actor=1.5)  # two fit
-    blocks = RayPool(actors)(job.checkpoint, job.protocol, tmp_path, SETTINGS, [0, 1, 2, 3], beat)
+    blocks = RayPool(actors)(job.checkpoint, job.protocol, tmp_path, SETTINGS, [0, 1, 2, 3], report_alive)
     assert sorted(blocks) == [0, 1, 2, 3]
 
 
@@ -79,12 +79,12 @@ def test_no_room_for_any_actor_is_said_and_can_be_stopped(ray_here, tmp_path, mo
     monkeypatch.setattr(service_pool, "_ROOM_SECONDS", 0.0)
     job = job_in(tmp_path)
 
-    def beat():
+    def report_alive():
         raise TimeoutError
 
     pool = service_pool.RayPool(PoolSettings(1, cpus_per_actor=99))
     with pytest.raises(TimeoutError):
-        list(pool(job.checkpoint, job.protocol, tmp_path, SETTINGS, [0], beat))
+        list(pool(job.checkpoint, job.protocol, tmp_path, SETTINGS, [0], report_alive))
     assert "no 99 CPUs and 0 GPUs free" in caplog.text
 
 

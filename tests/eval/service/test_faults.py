@@ -11,11 +11,12 @@ import torch
 
 from cluster.storage import commit_directory
 from cluster.tracking import read_metrics
+from common.files import read_json, write_json_atomic
 from eval.protocol import Protocol, parse_protocol
-from eval.results import read_result
+from eval.results import MAX_ATTEMPTS, read_result
 from eval.sampling.blocks import BlockWorker, missing_blocks
+from eval.sampling.evaluation import run_here
 from eval.service import runner as runner_module
-from eval.service.attempts import MAX_ATTEMPTS
 from eval.settings import EvaluationSettings
 from models.networks import build_model
 from models.snapshot import write_snapshot
@@ -41,9 +42,9 @@ def test_a_damaged_checkpoint_fails_by_name_and_is_left_after_some_attempts(run)
 
 
 def killed(run: Path, num_blocks: int, protocol: Protocol = FAST_PROTOCOL) -> None:
-    """An evaluator in a process that is killed, as by the kernel, once it has finished so many blocks."""
+    """An evaluator in a process that is killed, as by the kernel, once it has finished `num_blocks` blocks."""
 
-    def run_blocks(checkpoint, protocol, folder, settings, blocks, beat):
+    def run_blocks(checkpoint, protocol, folder, settings, blocks, report_alive):
         worker = BlockWorker(checkpoint, protocol, folder, settings)
         for block in blocks[:num_blocks]:
             worker.run(block)
@@ -182,3 +183,16 @@ def test_a_stop_is_obeyed_while_the_score_is_worked_out(run, family):
     assert runner(settings, stop_requested=sampled).run(job) is None
     assert not job.result_path.exists()
     assert runner(settings).run(job)["num_blocks_resumed"] == 2
+
+
+def test_an_evaluator_that_has_lost_its_lease_writes_nothing(run):
+    """Its machine slept; another took the job over and is at work."""
+    job = job_of(run, FAST_PROTOCOL)
+
+    def run_blocks(checkpoint, protocol, folder, settings, blocks, report_alive):
+        write_json_atomic(job.lease_path, {**read_json(job.lease_path), "token": "another's"})
+        yield from run_here(checkpoint, protocol, folder, settings, blocks, report_alive)
+
+    assert runner(run_blocks=run_blocks).run(job) is None
+    assert not job.result_path.exists()
+    assert read_json(job.lease_path)["token"] == "another's"

@@ -1,4 +1,4 @@
-"""`python -m eval serve` as its own Ray job beside a training job: it works, serves its page, and ends when told to."""
+"""`python -m eval serve` as its own Ray job beside a training job: it works, serves its page, ends when stopped."""
 
 import json
 import socket

@@ -13,6 +13,7 @@ from cluster.lease import try_lease
 from cluster.tracking import read_metrics
 from common.files import read_json
 from data_pipeline.storage.shards import open_dataset
+from eval.backlog import Selection, pending_jobs
 from eval.metrics.extractor import build_extractor
 from eval.metrics.reference import image_batches
 from eval.metrics.statistics import FeatureStatistics, statistics_distance
@@ -20,7 +21,6 @@ from eval.metrics.weights import INCEPTION_FILE
 from eval.protocol import parse_protocol
 from eval.results import grid_path, read_result
 from eval.sampling.images import sample_images
-from eval.service.backlog import Selection, pending_jobs
 from eval.service.runner import Runner
 from models.snapshot import load_snapshot
 from tests.support.evaluation import PROTOCOL, SETTINGS, job_of, make_data, make_run, runner

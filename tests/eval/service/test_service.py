@@ -9,9 +9,9 @@ import pytest
 
 from cluster.storage import remove_directory
 from common.files import write_json_atomic
+from eval.backlog import Selection
 from eval.protocol import parse_protocol
 from eval.results import all_results, read_result
-from eval.service.backlog import Selection
 from eval.service.runner import Runner
 from eval.service.service import Service, describe_result
 from eval.settings import EvaluationSettings
@@ -92,6 +92,7 @@ def test_a_blocked_evaluation_ends_until_finished_with_a_word(tmp_path, caplog):
     [result] = all_results(run)
     assert result["status"] == "blocked"
     assert "fetch-weights" in caplog.text
+    assert "tried again when the service is started again" in caplog.messages[-1]
 
 
 def test_a_checkpoint_deleted_before_its_turn_is_recorded_as_skipped(tmp_path):
@@ -122,7 +123,10 @@ def test_a_stop_ends_the_service_at_once(tmp_path):
             | {"images_per_second": 51.2, "protocol": {"metric": "frechet_distance"}},
             "= 41.23 ± 0.80 (10.0 s, 51 images/s)",
         ),
-        ({"status": "blocked", "reason": "weights: x is missing"}, "blocked: weights: x is missing; tried again later"),
+        (
+            {"status": "blocked", "reason": "weights: x is missing"},
+            "blocked: weights: x is missing; then run the same command again",
+        ),
     ],
 )
 def test_one_readable_line_for_each_evaluation(tmp_path, result, expected):

@@ -12,9 +12,9 @@ from cluster.spool import Spool
 from cluster.storage import remove_directory
 from cluster.tracking import Uploader
 from common.files import write_json_atomic
+from eval.backlog import Selection, jobs_of_run
 from eval.protocol import parse_protocol
 from eval.results import all_results
-from eval.service.backlog import Selection, jobs_of_run
 from eval.service.runner import Runner
 from eval.service.service import Service
 from eval.service.uploads import LateUploads
@@ -44,10 +44,12 @@ def service(storage: Path, runner: Runner | None = None, **options) -> Service:
     return Service(storage, [PROTOCOL], options.pop("selection", Selection()), runner or Watched(), **options)
 
 
-def committed(run: Path, *steps: int) -> None:
-    """What training spools once it has committed checkpoints."""
+def committed(run: Path, *steps: int, events: bool = True) -> None:
+    """What training spools once it has committed checkpoints; old runs spooled no events of them."""
     spool = Spool(run, "train")
     for step in steps:
+        if events:
+            spool.checkpoint(step, f"step-{step:08d}-aaaa")
         spool.metrics({"checkpoint/seconds": 0.1, "checkpoint/bytes": 1000.0}, step)
     spool.close()
 
@@ -81,16 +83,17 @@ def test_a_run_that_is_always_ahead_does_not_keep_the_others_waiting(tmp_path):
     assert len(runner.given) == 6
 
 
+@pytest.mark.parametrize("events", [True, False])
 @pytest.mark.parametrize("while_it_evaluates", [False, True])
-def test_checkpoints_that_came_and_went_unseen_are_recorded_as_skipped(tmp_path, while_it_evaluates):
+def test_checkpoints_that_came_and_went_unseen_are_recorded_as_skipped(tmp_path, while_it_evaluates, events):
     run = make_run(tmp_path / "runs", steps=(100,), finished=False)
-    committed(run, 100)
+    committed(run, 100, events=events)
 
     def train_on(job=None):
         if (run / "checkpoints" / "step-00000500-aaaa").exists():
             return
         make_checkpoint(run, 500)
-        committed(run, 200, 250, 300, 500)
+        committed(run, 200, 250, 300, 500, events=events)
 
     if not while_it_evaluates:
         train_on()
@@ -98,6 +101,9 @@ def test_checkpoints_that_came_and_went_unseen_are_recorded_as_skipped(tmp_path,
     polling.run_once()
     assert outcomes(run) == {100: "done", 200: "skipped", 300: "skipped", 500: "done"}
     before = sorted(run.glob("evals/*/*.json"))
+    skipped = {result["checkpoint"] for result in all_results(run) if result["status"] == "skipped"}
+    attempt = "aaaa" if events else "unknown"
+    assert skipped == {f"step-00000200-{attempt}", f"step-00000300-{attempt}"}
     service(tmp_path / "runs", selection=Selection(every_steps=100)).run_once()
     assert sorted(run.glob("evals/*/*.json")) == before
 

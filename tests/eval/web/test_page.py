@@ -1,34 +1,31 @@
 """The service's page: JSON, requests by hand, health, and a browser that presses the button and sees the point come."""
 
-import base64
-import itertools
 import json
 import multiprocessing
 import os
-import re
 import signal
-import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import pytest
 import uvicorn
 
 from cluster.lease import try_lease
+from eval.backlog import Selection
 from eval.protocol import parse_protocol
 from eval.results import all_results, write_result
 from eval.service import heartbeat
-from eval.service.backlog import Selection
 from eval.service.heartbeat import Heartbeat, living_evaluators
-from eval.service.requests import request_evaluation, requested_jobs
+from eval.service.requests import requested_jobs
 from eval.service.runner import Runner
 from eval.service.service import Service
 from eval.settings import EvaluationSettings
 from eval.web.app import build_app, read_status
 from eval.web.page_data import dashboard, render_runs
+from tests.eval.web.browser import Browser
 from tests.support.evaluation import made_up_result, make_run
 
 pytestmark = pytest.mark.heavy
@@ -62,9 +59,9 @@ def get(url, **headers):
         return error.code, error.read()
 
 
-def post(url, value, content_type="application/json"):
+def post(url, value, content_type="application/json", **headers):
     data = json.dumps(value).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": content_type}, method="POST")
+    request = urllib.request.Request(url, data, {"Content-Type": content_type, **headers}, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
@@ -75,41 +72,6 @@ def post(url, value, content_type="application/json"):
 def service(storage, every_steps=1000):
     runner = Runner(SETTINGS, upload=lambda run_directory: None)
     return Service(storage, [PROTOCOL], Selection(every_steps=every_steps), runner, poll_seconds=0.05)
-
-
-def test_a_request_survives_until_it_is_answered_and_goes_first(tmp_path):
-    storage = tmp_path / "runs"
-    run = make_run(storage, steps=(100, 200, 300), finished=False)
-    asked = request_evaluation(storage, "run-a", PROTOCOL.name, step=100)
-    assert (asked["status"], asked["step"]) == ("queued", 100)
-    [job] = requested_jobs(storage)
-    assert [due.step for due in service(storage).due()] == [100, 300]
-    service(storage).run_once()
-    assert [result["step"] for result in all_results(run)] == [100, 300]
-    assert requested_jobs(storage) == []
-    assert not list((storage / "evaluation-requests").glob("*.json"))
-    assert request_evaluation(storage, "run-a", PROTOCOL.name, step=100)["status"] == "done"
-    assert job.step == 100
-
-
-def test_a_request_for_a_failed_evaluation_makes_it_again(tmp_path):
-    storage = tmp_path / "runs"
-    make_run(storage, steps=(100,))
-    [job] = service(storage).jobs()
-    write_result(job.result_path, made_up_result(job, "failed", attempts=3, time=time.time()))
-    assert service(storage).due() == []
-    assert request_evaluation(storage, "run-a", PROTOCOL.name)["status"] == "queued"
-    assert service(storage).run_once() == 1
-    assert json.loads(job.result_path.read_text())["status"] == "done"
-
-
-def test_a_request_keeps_every_setting_of_its_protocol(tmp_path):
-    storage = tmp_path / "runs"
-    make_run(storage, steps=(100,))
-    asked = f"fid_clean_512:extractor_sha256={'ab' * 32}"
-    assert request_evaluation(storage, "run-a", asked)["protocol"] == "fd_inception_abababab_clean_512"
-    [job] = requested_jobs(storage)
-    assert job.protocol.extractor_sha256 == "ab" * 32
 
 
 def test_an_evaluator_that_was_killed_is_neither_alive_nor_at_work(tmp_path):
@@ -207,11 +169,15 @@ def test_strangers_get_nothing(tmp_path):
     (tmp_path / "secret.txt").write_text("secret")
     with page(tmp_path / "runs") as url:
         order = {"run": "run-a", "protocol": PROTOCOL.name}
-        assert post(f"{url}/api/evaluate", order, "text/plain")[0] in (415, 422)
+        for content_type in ("text/plain", "text/plain; application/json", "application/x-www-form-urlencoded"):
+            assert post(f"{url}/api/evaluate", order, content_type)[0] in (415, 422)
+        for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+            assert post(f"{url}/api/evaluate", order, Origin=origin)[0] == 403
         assert get(f"{url}/api/status", Host="evil.example")[0] == 400
         for path in ("../secret.txt", "%2e%2e/secret.txt", "run-a/run.json", "/etc/passwd"):
             assert get(f"{url}/files/{path}")[0] == 404
-    assert requested_jobs(tmp_path / "runs") == []
+        assert requested_jobs(tmp_path / "runs") == []
+        assert post(f"{url}/api/evaluate", order, Origin=url)[0] == 202
 
 
 def test_a_scheduled_time_brings_the_newest_numbers_and_reports(tmp_path):
@@ -231,58 +197,8 @@ def test_a_scheduled_time_brings_the_newest_numbers_and_reports(tmp_path):
         _, body = get(f"{url}/api/status")
         reports = json.loads(body)["reports"]
         assert len(reports) == 3
-        assert get(f"{url}/files/{reports[0]}")[0] == 200
-
-
-class Browser:
-    """Chromium through its debugging protocol: open a page, run script in it, take a picture."""
-
-    FLAGS = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --hide-scrollbars --window-size=1100,1400 --remote-debugging-port=0"
-    )
-
-    def __init__(self, url, folder):
-        from websockets.sync.client import connect
-
-        command = ["chromium", *self.FLAGS.split(), f"--user-data-dir={folder}", "about:blank"]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        for line in self._process.stderr:
-            if found := re.search(r"ws://([^/]+)/", line):
-                break
-        with urllib.request.urlopen(f"http://{found[1]}/json", timeout=60) as answer:
-            [tab] = [tab for tab in json.load(answer) if tab["type"] == "page"]
-        self._stack = ExitStack()
-        self._socket = self._stack.enter_context(connect(tab["webSocketDebuggerUrl"], max_size=None))
-        self._numbers = itertools.count(1)
-        self._call("Page.navigate", url=url)
-
-    def run(self, script):
-        result = self._call("Runtime.evaluate", expression=script, returnByValue=True)
-        return result["result"].get("value")
-
-    def wait_for(self, condition, timeout_seconds=90):
-        deadline = time.monotonic() + timeout_seconds
-        while not self.run(condition):
-            assert time.monotonic() < deadline, f"{condition} did not come true"
-            time.sleep(0.1)
-
-    def picture(self):
-        return base64.b64decode(self._call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
-
-    def close(self):
-        self._stack.close()
-        self._process.terminate()
-        self._process.wait()
-        self._process.stderr.close()
-
-    def _call(self, method, **parameters):
-        number = next(self._numbers)
-        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while True:
-            answer = json.loads(self._socket.recv(timeout=60))
-            if answer.get("id") == number:
-                return answer["result"]
+        with urllib.request.urlopen(f"{url}/files/{reports[0]}", timeout=60) as answer:
+            assert answer.headers["Content-Security-Policy"] == "sandbox"
 
 
 @pytest.mark.needs("chromium")

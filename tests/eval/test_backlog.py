@@ -11,16 +11,14 @@ from cluster.lease import try_lease
 from cluster.run_directory import held_checkpoints
 from cluster.storage import remove_directory
 from common.files import read_json, write_json_atomic
-from eval.protocol import parse_protocol
-from eval.results import all_results, write_result
-from eval.service.backlog import (
-    MAX_ATTEMPTS,
+from eval.backlog import (
     Selection,
     find_runs,
-    is_final,
     jobs_of_run,
     pending_jobs,
 )
+from eval.protocol import parse_protocol
+from eval.results import MAX_ATTEMPTS, all_results, is_final, write_result
 from tests.support.evaluation import made_up_result, make_checkpoint, make_run
 
 PROTOCOLS = [parse_protocol("fd_efficientnet_lite0_16"), parse_protocol("kd_efficientnet_lite0_16")]
