@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -28,10 +28,10 @@ class DemoError(RuntimeError):
     """A step of the demo failed; the message is what it printed last."""
 
 
-def run_demo(subject: Literal["digits", "faces"], folder: Path = ROOT) -> None:
+def run_demo(subject: Literal["digits", "faces"], folder: Path = ROOT, options: Sequence[str] = ()) -> None:
     """Pack, train on 2 Ray workers with evaluation beside, sample, report. Run again, it resumes or says so.
 
-    folder: `data/`, `runs/` and `reports/` are made here.
+    folder: `data/`, `runs/` and `reports/` are made here. options: of the training, beside the preset's.
     """
     started = time.monotonic()
     data, storage = folder / "data" / subject, folder / "runs"
@@ -43,7 +43,7 @@ def run_demo(subject: Literal["digits", "faces"], folder: Path = ROOT) -> None:
     cluster = local.up(with_this_process=True)
     ours = cluster.owner_pid == os.getpid()
     try:
-        _train_and_evaluate(Jobs(cluster.dashboard), subject, data, storage, run_directory)
+        _train_and_evaluate(Jobs(cluster.dashboard), subject, data, run_directory, options)
     finally:
         if ours:
             local.down()
@@ -63,12 +63,14 @@ def run_demo(subject: Literal["digits", "faces"], folder: Path = ROOT) -> None:
     print(f"  MLflow   {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}")
 
 
-def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, storage: Path, run_directory: Path) -> None:
+def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, run_directory: Path, options: Sequence[str]) -> None:
     """Two Ray jobs: the training, and beside it the evaluator, which ends when every checkpoint has its number."""
+    storage = run_directory.parent
     train = shlex.join(
         [
             *("python", "trainer/main.py", "--preset", _PRESETS[subject]),
             *("--run.name", run_directory.name, "--run.storage", str(storage), "--data.path", str(data)),
+            *options,
         ]
     )
     evaluate = shlex.join(

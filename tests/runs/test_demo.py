@@ -18,7 +18,7 @@ from common.code import ROOT
 from common.files import read_json
 from trainer.checkpoint import step_of
 
-pytestmark = [pytest.mark.heavy, pytest.mark.ray, pytest.mark.demo, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.heavy, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 
 def steps_of_checkpoints(demo: Path) -> list[int]:
