@@ -78,9 +78,7 @@ class Cluster:
         """Tried again while a cluster that has just come up has no agent for jobs yet."""
         command = ["ray", "job", verb, "--address", self.dashboard, *arguments]
         for _ in range(30):
-            ended = subprocess.run(
-                command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
-            )
+            ended = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
             if "No available agent" not in ended.stdout + ended.stderr:
                 break
         assert ended.returncode == 0, ended.stdout + ended.stderr

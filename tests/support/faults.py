@@ -69,7 +69,7 @@ class Running:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def wait(self, seconds: float = 120.0) -> Ended:
+    def wait(self, seconds: float = 600.0) -> Ended:
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"still running after {seconds} s: {self.output[-2000:]}"
         return Ended(self.process.exitcode, self.output)
@@ -81,7 +81,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> Ended:
         return running.wait()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

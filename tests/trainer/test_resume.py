@@ -210,7 +210,7 @@ def test_sigterm_ends_in_a_checkpoint_and_the_same_command_goes_on(
     signal_another_thread(running.pid, signal.SIGTERM)
     time.sleep(0.1)
     signal_another_thread(running.pid, signal.SIGTERM)  # as timeout(1) does: to the process, then to its group
-    output, errors = running.communicate(timeout=60)
+    output, errors = running.communicate(timeout=300)
     assert running.returncode == 130, errors
     assert "stopped with a checkpoint" in output
     (stopped,) = complete_directories(tmp_path / "run" / "checkpoints")

@@ -185,7 +185,7 @@ def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path: Path) -> Non
     command = [sys.executable, "-m", "data_pipeline", "pack", str(tmp_path / "in"), str(tmp_path / "out")]
     command += ["--image-size", "64", "--samples-per-shard", "20", "--exact", "--num-processes", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list((tmp_path / "out").glob("*.tar"))) < 2 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -193,7 +193,7 @@ def test_sigkill_in_the_middle_and_the_same_command_again(tmp_path: Path) -> Non
     process.kill()
     process.wait()
     assert len(workers) >= 2
-    assert not psutil.wait_procs(workers, timeout=10)[1]  # they die with it
+    assert not psutil.wait_procs(workers, timeout=60)[1]  # they die with it
     assert not (tmp_path / "out" / "manifest.json").exists()
     subprocess.run(command, check=True, capture_output=True)
     options = PackOptions(image_size=64, samples_per_shard=20, exact=True)
@@ -221,7 +221,7 @@ def test_two_packers_do_not_mix(tmp_path: Path) -> None:
         return map(run_task, tasks)
 
     pack(FolderSource(tmp_path / "in"), tmp_path / "out", SMALL, with_a_rival)
-    assert "another process is packing" in outcome.get(timeout=10)
+    assert "another process is packing" in outcome.get(timeout=120)
     verify(tmp_path / "out")
 
 
@@ -319,7 +319,7 @@ def test_options_out_of_range_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.ray
 def test_a_ray_cluster_packs_the_same_bytes(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", 20)
     pack(FolderSource(tmp_path / "in"), tmp_path / "here", SMALL)

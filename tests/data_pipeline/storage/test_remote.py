@@ -82,14 +82,15 @@ def test_a_busy_server_is_asked_again(
 
 
 @pytest.mark.needs("nginx")
-def test_missing_and_forbidden_files_fail_at_once_by_name(site: tuple[str, Path, np.ndarray], tmp_path: Path) -> None:
+def test_missing_and_forbidden_files_fail_by_name_and_are_not_asked_for_again(
+    site: tuple[str, Path, np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     url, _, _ = site
-    started = time.monotonic()
     with pytest.raises(FileNotFoundError, match=r"nowhere/manifest\.json"):
         remote(f"{url}/nowhere", tmp_path / "cache")
     with pytest.raises(PermissionError, match=r"secret/manifest\.json"):
         remote(f"{url}/secret", tmp_path / "cache")
-    assert time.monotonic() - started < 5
+    assert "failed" not in caplog.text
     with pytest.raises(DamagedDataError, match=r"127\.0\.0\.1:9/x/manifest\.json could not be fetched in 3 tries"):
         remote("http://user:password@127.0.0.1:9/x?token=1", tmp_path / "cache")
 
@@ -150,10 +151,8 @@ def test_one_fault_is_survived_and_too_many_are_bounded_and_named(
         assert_reads_all(dataset, images)
         assert not faults
     faults[:] = [fault] * 50
-    started = time.monotonic()
     with remote(url, tmp_path / "other") as dataset, pytest.raises(DamagedDataError, match=r"000000\.tar.*in 3 tries"):
         dataset.read(0)
-    assert time.monotonic() - started < 15
     assert len(faults) == 47
     assert not list((tmp_path / "other").glob(".tmp-*"))
 
@@ -190,12 +189,11 @@ def test_a_query_goes_with_every_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://", "https:///set", "s3://", "http://me:hunter2@host:99999/x", "http://[x/y"])
-def test_an_address_that_no_try_could_reach_is_refused_at_once(url: str) -> None:
-    started = time.monotonic()
+def test_an_address_that_no_try_could_reach_is_refused_before_any(url: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="no usable host") as caught:
         read_manifest(url)
     assert "hunter2" not in str(caught.value)
-    assert time.monotonic() - started < 1
+    assert "failed" not in caplog.text
 
 
 def held(folder: Path) -> set[str]:
@@ -211,7 +209,7 @@ def test_shards_are_fetched_ahead_of_need_but_not_beyond_half_of_the_budget(
         shards = dataset.manifest.shards
     with remote(f"{url}/set", tmp_path / "cache", cache_bytes=5 * shards[0].bytes) as dataset:
         dataset.prefetch(np.array([4, 1, 3, 0]))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while len(held(tmp_path / "cache")) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
