@@ -16,8 +16,10 @@ PACKAGES = ("common", "models", "data_pipeline", "cluster", "eval", "trainer")
 
 # Where each module may be imported: files, or folders by their final slash.
 IMPORTERS: dict[str, tuple[str, ...]] = {
-    "torch": ("models/", "eval/", "trainer/", "data_pipeline/loader.py", "data_pipeline/packing/framing.py")
-    + ("cluster/launch.py", "cluster/ray_train.py"),
+    "torch": (
+        *("models/", "eval/", "trainer/", "data_pipeline/loader.py", "data_pipeline/packing/framing.py"),
+        *("cluster/launch.py", "cluster/ray_train.py"),
+    ),
     "numpy": ("models/", "data_pipeline/", "eval/", "common/"),
     "PIL": ("data_pipeline/", "models/cli/", "common/", "eval/metrics/inception.py", "eval/sampling/grids.py"),
     "aiohttp": ("data_pipeline/storage/remote.py",),
@@ -38,8 +40,10 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "pyarrow": ("data_pipeline/sources/tables.py",),
     "pydantic": ("eval/web/app.py",),
     "pyspng": ("data_pipeline/storage/codec.py",),
-    "ray": ("cluster/ray_train.py", "cluster/submit.py", "data_pipeline/packing/ray_runner.py")
-    + ("eval/sampling/ray_pool.py", "eval/web/serve.py"),
+    "ray": (
+        *("cluster/ray_train.py", "cluster/submit.py", "data_pipeline/packing/ray_runner.py"),
+        *("eval/sampling/ray_pool.py", "eval/web/serve.py"),
+    ),
     "rich": ("common/progress.py", "cluster/progress.py", "data_pipeline/commands.py", "models/cli/pictures.py"),
     "safetensors": ("models/convert/names.py", "models/snapshot.py", "trainer/checkpoint.py"),
     "simplejpeg": ("data_pipeline/storage/codec.py",),
@@ -123,6 +127,7 @@ def test_every_package_has_its_line_of_reason() -> None:
     assert {name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", page)} == set()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's own use of pydantic
 def test_a_missing_extra_is_named_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None in sys.modules makes an import fail as that of a package that is not installed."""
     from data_pipeline.sources.open import open_source

@@ -45,8 +45,9 @@ def _in_use(port: int) -> str:
 def _serve_and_application() -> tuple[Any, Callable[..., Any]]:
     """Ray Serve, and what builds the page. Raises ValueError if they are not installed."""
     try:
-        from eval.web.app import build_app  # the lighter one first
         from ray import serve
+
+        from eval.web.app import build_app
     except ImportError as error:
         raise ValueError("--port needs more packages: pip install 'rayddpm[serve]'") from error
     return serve, build_app
