@@ -1,5 +1,6 @@
 import fcntl
 import math
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -15,9 +16,10 @@ from common.files import read_json, write_json_atomic
 
 
 @pytest.fixture
-def run_directory(tmp_path: Path) -> Path:
+def run_directory(tmp_path: Path, mlflow_database: Path) -> Path:
     directory = tmp_path / "storage" / "some-run"
     directory.mkdir(parents=True)
+    shutil.copy(mlflow_database, directory.parent)
     describe(directory, default_tracking_uri(directory.parent))
     return directory
 
