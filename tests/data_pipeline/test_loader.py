@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,13 +201,14 @@ def test_waiting_is_measured_and_prefetching_hides_it(packed_folder: tuple[Path,
 def test_wrong_numbers_are_named(packed_folder: tuple[Path, np.ndarray]) -> None:
     with open_dataset(packed_folder[0]) as dataset:
         order = order_of(dataset, batch=4)
-        for settings, words in (
+        wrong: list[tuple[dict[str, Any], str]] = [
             ({"num_threads": 0}, "num_threads"),
             ({"num_prefetch_batches": 0}, "num_prefetch_batches"),
             ({"world_size": 5}, "world_size"),
             ({"rank": 1}, "rank"),
             ({"start_step": -1}, "step"),
-        ):
+        ]
+        for settings, words in wrong:
             with pytest.raises(ValueError, match=words):
                 BatchStream(dataset, order, **settings)
         with pytest.raises(IndexError, match="sample index"):

@@ -4,7 +4,7 @@ import logging
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -122,12 +122,13 @@ def test_a_damaged_or_deleted_cached_shard_is_fetched_again(site: tuple[str, Pat
             path = tmp_path / "cache" / dataset.manifest.shards[number].sha256
             data = bytearray(path.read_bytes())
             data[700] ^= 1
-            {
+            damages: dict[str, Callable[[], object]] = {
                 "flip": partial(path.write_bytes, data),
                 "cut": partial(path.write_bytes, data[:2000]),
                 "delete": path.unlink,
                 "empty": partial(path.write_bytes, b""),
-            }[damage]()
+            }
+            damages[damage]()
         index = tmp_path / "cache" / dataset.manifest.shards[0].index_sha256
         index.write_bytes(b"{" * index.stat().st_size)
     with remote(f"{url}/set", tmp_path / "cache") as dataset:
