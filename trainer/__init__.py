@@ -1,1 +1,1 @@
-"""The training run: configuration, loop, engines, checkpoints, hooks. Composes all other rooms."""
+"""The training run: configuration, loop, engines, checkpoints, hooks. Composes all other packages."""
