@@ -25,7 +25,7 @@ demo: install
 	@$(BIN)/python -m cluster demo $(DEMO)
 
 # Two processes share the tests, file by file and the longest first; Ray's stay in one of them (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 test: install
 	$(PYTEST) -m "not slow"
 

@@ -4,40 +4,57 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Each of the processes that work side by side, and all that they start, before any library reads it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from common.code import ROOT
 from tests.support.machine import cannot_run
 
 if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
     from tests.support.cluster import Cluster
 
-# Files and markers whose tests go first, in this order. The last of Ray's kills the head of the cluster they share.
-TURNS = (
-    *("test_demo.py", "test_elastic.py", "test_ray_pool.py", "test_job.py", "test_ray_train.py", "test_faults_ray.py"),
-    *("ray", "test_zero.py", "test_engines.py", "heavy"),
+# Files whose tests start or need Ray. The last kills the head of the cluster that those before it share.
+RAY_FILES = (
+    *("test_demo.py", "test_elastic.py", "test_ray_runner.py", "test_ray_pool.py"),
+    *("test_job.py", "test_ray_train.py", "test_faults_ray.py"),
 )
+# Files and markers whose tests go first, in this order.
+TURNS = (*RAY_FILES, "test_zero.py", "test_engines.py", "heavy")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(program): a program of tests/debian-packages.txt; skipped without it")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest first, so that no process works on alone at the end; and what xdist may not part.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeScheduling":
+    """What xdist may not part: a file's tests share fixtures, and all that start Ray its only address on a machine.
 
-    The tests of a file share fixtures, and all tests that start Ray share its only address on a machine.
+    xdist's own groups (`--dist loadgroup`) have no effect with pytest 9.
     """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "ray" if Path(path).name in RAY_FILES else path
+
+    return Files(config, log)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker("ray") and item.path.name not in RAY_FILES:
+        raise pytest.UsageError(f"{item.nodeid} needs Ray: name its file in RAY_FILES of tests/conftest.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first, so that no process works on alone at the end."""
     items.sort(key=_turn)
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.relative_to(ROOT).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _turn(item: pytest.Item) -> int:

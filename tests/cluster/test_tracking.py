@@ -40,6 +40,7 @@ def sent_steps(uri: str, experiment: str = "tests") -> list[int]:
     """Steps of train/loss in the only living run of the experiment."""
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(experiment)
+    assert found is not None
     (run,) = client.search_runs([found.experiment_id])
     return [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
 

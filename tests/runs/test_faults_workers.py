@@ -194,7 +194,7 @@ def test_torchrun_may_launch_the_workers_and_hand_sigterm_on(data: Path, storage
 
 def test_two_workers_then_a_kill_then_one_worker_with_zero2_train_the_run_of_one(data: Path, storage: Path) -> None:
     # Two channels in a normalisation group: with one, the biases before it have no gradient either.
-    length = ("--checkpoint.every_steps", "10", "--model.channel_multipliers", "[2]")
+    length: tuple[str, ...] = ("--checkpoint.every_steps", "10", "--model.channel_multipliers", "[2]")
     length += ("--optim.learning_rate", "2e-4", "--optim.warmup_steps", "0")
     one = ("--workers.num_workers", "1")
     whole = train(data, storage, "whole", *length, *one, "--train.num_steps", "60")

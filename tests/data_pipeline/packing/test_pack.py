@@ -17,7 +17,6 @@ import pytest
 import webdataset
 from PIL import Image
 
-from common.code import ROOT
 from data_pipeline.packing.pack import PackOptions, Task, pack, run_serially, run_task
 from data_pipeline.packing.process_runner import run_in_processes
 from data_pipeline.packing.verify import verify
@@ -317,21 +316,3 @@ def test_options_out_of_range_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             pack(source, tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.ray
-def test_a_ray_cluster_packs_the_same_bytes(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", 20)
-    pack(FolderSource(tmp_path / "in"), tmp_path / "here", SMALL)
-    command = [sys.executable, "-m", "data_pipeline", "pack", "in", "ray", "--ray", "--image-size", "8"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
-    done = subprocess.run(
-        [*command, "--samples-per-shard", "7"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert tree(tmp_path / "ray") == tree(tmp_path / "here")
