@@ -53,7 +53,7 @@ PEERS := mosaicml-streaming litdata lightning-utilities xxhash zstd python-snapp
 bench: install
 	$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps $(PEERS)
 	PYTHONPATH=. $(BIN)/python benchmarks/data_streams.py
-	PYTHONPATH=. $(BIN)/python benchmarks/data_streams.py --beside_training true --num_images 1000 --rounds 5 --seconds 2
+	PYTHONPATH=. $(BIN)/python benchmarks/data_streams.py --beside-training --num-images 1000 --rounds 5 --seconds 2
 	PYTHONPATH=. $(BIN)/python benchmarks/data_packing.py
 	PYTHONPATH=. $(BIN)/python benchmarks/evaluation.py
 	PYTHONPATH=. $(BIN)/python benchmarks/training.py

@@ -1,6 +1,6 @@
 """Images per second of packing 1024 px sources to 256 px, one process each, and what the shortcut costs in quality.
 
-    python benchmarks/data_packing.py [--num_images 300] [--rounds 3]
+    python benchmarks/data_packing.py [--num-images 300] [--rounds 3]
 
 The peer is what one would write by hand: Pillow decodes, crops and resizes with Lanczos; webdataset's ShardWriter
 writes JPEGs of quality 95. Rounds are interleaved; the median counts. The sources take about as long to decode as
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import webdataset
-from jsonargparse import auto_cli
 from PIL import Image
 
+from common.command_line import run_script
 from data_pipeline.packing.framing import Framing, frame_bytes
 from data_pipeline.packing.pack import PackOptions, pack
 from data_pipeline.sources.source import FolderSource
@@ -102,4 +102,4 @@ def main(num_images: int = 300, rounds: int = 3) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    run_script(main)

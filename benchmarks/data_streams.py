@@ -1,6 +1,6 @@
 """Images per second of data loaders on the same files, cores and batches, in interleaved rounds.
 
-    python benchmarks/data_streams.py [--num_images 3000] [--rounds 3] [--beside_training true]
+    python benchmarks/data_streams.py [--num-images 3000] [--rounds 3] [--beside-training]
 
 Every loader gives shuffled, randomly flipped uint8 batches of 64 RGB images of 256 pixels (JPEG, quality 95) with two
 workers, pixels in the order in which they are decoded; "usual" is what its tutorial shows (Pillow), "same decoder" uses
@@ -26,10 +26,10 @@ import numpy as np
 import psutil
 import simplejpeg
 import torch
-from jsonargparse import auto_cli
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from common.command_line import run_script
 from data_pipeline.loader import BatchStream
 from data_pipeline.order import SampleOrder
 from data_pipeline.packing.pack import PackOptions, pack
@@ -290,4 +290,4 @@ def main(num_images: int = 3000, rounds: int = 3, seconds: float = 4.0, beside_t
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    run_script(main)

@@ -1,6 +1,6 @@
 """Quality numbers against clean-fid, torch-fidelity and pytorch-fid: same images, same weights, one run, one core.
 
-    python benchmarks/evaluation.py [--num_images 32] [--rounds 7] [--dimension 2048]
+    python benchmarks/evaluation.py [--num-images 32] [--rounds 7] [--dimension 2048]
 
 The published Inception file is not needed: its architecture is built from pytorch-fid's own layers with random weights
 (batch norms set so that features vary) and given to all four, as TorchScript of the published interface to clean-fid
@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 from inception_stand_in import MODES, Layers, Networks, pictures
-from jsonargparse import auto_cli
 from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.command_line import run_script
 from eval.metrics.statistics import FeatureStatistics, statistics_distance
 from models.config import ModelConfig
 from models.snapshot import build_on_meta
@@ -259,4 +259,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    run_script(main)

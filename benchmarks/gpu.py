@@ -1,6 +1,6 @@
 """What a GPU gets through: training steps of the paper's networks, and samples from the one for CIFAR-10.
 
-    python benchmarks/gpu.py [--num_steps 40] [--json_path FILE]
+    python benchmarks/gpu.py [--num-steps 40] [--json-path FILE]
 
 Training is the whole command (drawn faces streamed, EMA, metrics) on one GPU without Ray; its own metrics are read, the
 median of those after the first ten steps. Sampling is DDIM with the network alone, as an evaluation does it.
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 
 from cluster.spool import read_metrics
+from common.command_line import run_script
 from data_pipeline.demo.sets import DemoOptions, pack_demo
 from models.config import ModelConfig, build_model
 from models.diffusion import GaussianDiffusion
@@ -131,4 +131,4 @@ def main(num_steps: int = 40, json_path: str = "") -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    run_script(main)

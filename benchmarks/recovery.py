@@ -18,9 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import auto_cli
-
 from cluster.storage import complete_directories
+from common.command_line import run_script
 from data_pipeline.demo.sets import DemoOptions, pack_demo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,4 +129,4 @@ def main(rounds: int = 3, json_path: str = "") -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    run_script(main)

@@ -1,6 +1,6 @@
 """What the whole system costs: its images per second against a bare loop over the same network with data in memory.
 
-    python benchmarks/training.py [--num_turns 20] [--use_gpu true] [--launcher local] [--json_path FILE]
+    python benchmarks/training.py [--num-turns 20] [--use-gpu] [--launcher local] [--json-path FILE]
 
 The bare loop is plain PyTorch: random images that lie in memory, noise, loss, gradient, clip, Adam. Ours is the whole
 command: Ray, JPEG shards decoded as they stream, EMA, metrics of every step to MLflow, a checkpoint every 25 steps. A
@@ -29,9 +29,9 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
-from jsonargparse import auto_cli
 
 from cluster.spool import read_metrics
+from common.command_line import run_script
 from data_pipeline.demo.sets import DemoOptions, pack_demo
 from models.config import ModelConfig, build_model
 from models.diffusion import GaussianDiffusion
@@ -310,4 +310,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    run_script(main)

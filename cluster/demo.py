@@ -1,4 +1,4 @@
-"""`make demo`: the commands of the other rooms, in order, on a local cluster. What it does, a user can type."""
+"""`make demo`: the commands of the other packages, in order, on a local cluster. What it does, a user can type."""
 
 import os
 import re
@@ -12,10 +12,11 @@ from typing import Literal
 
 from cluster import local
 from cluster.progress import ProgressBar
-from cluster.storage import complete_directories
+from cluster.run_directory import complete_checkpoints
 from cluster.submit import Jobs
-from common.code import ROOT
+from common.code import command
 from common.files import read_json
+from common.interrupt import Interrupted
 
 _PRESETS = {"digits": "demo", "faces": "demo_faces"}
 _IMAGE_SIZES = {"digits": 8, "faces": 16}
@@ -28,17 +29,28 @@ class DemoError(RuntimeError):
     """A step of the demo failed; the message is what it printed last."""
 
 
-def run_demo(subject: Literal["digits", "faces"], folder: Path = ROOT, options: Sequence[str] = ()) -> None:
+def run_demo(subject: Literal["digits", "faces"], folder: Path, options: Sequence[str] = ()) -> None:
     """Pack, train on 2 Ray workers with evaluation beside, sample, report. Run again, it resumes or says so.
 
     folder: `data/`, `runs/` and `reports/` are made here. options: of the training, beside the preset's.
+    Raises Interrupted on Ctrl-C.
     """
+    try:
+        _run_demo(subject, folder, options)
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"the demo is stopped; what is done is kept in {folder}, and the same command goes on from there"
+        ) from error
+
+
+def _run_demo(subject: Literal["digits", "faces"], folder: Path, options: Sequence[str]) -> None:
     started = time.monotonic()
+    folder = folder.resolve()
     data, storage = folder / "data" / subject, folder / "runs"
     run_directory = storage / f"demo-{subject}"
     report = folder / "reports" / f"demo-{subject}.html"
     _say("1/5", f"packing {subject} into WebDataset shards")
-    _command("-m", "data_pipeline", "demo", subject, str(data), "--image-size", str(_IMAGE_SIZES[subject]))
+    _command("data", "demo", subject, str(data), "--image-size", str(_IMAGE_SIZES[subject]))
     _say("2/5", "Ray on loopback")
     cluster = local.up(with_this_process=True)
     ours = cluster.owner_pid == os.getpid()
@@ -49,12 +61,12 @@ def run_demo(subject: Literal["digits", "faces"], folder: Path = ROOT, options: 
             local.down()
     _say("4/5", "sampling from the averaged weights")
     samples = run_directory / "samples"
-    newest = complete_directories(run_directory / "checkpoints")[-1]
+    newest = complete_checkpoints(run_directory)[-1]
     how = ("--num-images", "256", "--num-sampling-steps", str(_NUM_SAMPLING_STEPS))
-    _command("-m", "models", "sample", str(newest), *how, "--output", str(samples))
+    _command("models", "sample", str(newest), *how, "--output", str(samples))
     _say("5/5", "writing the report")
     report.parent.mkdir(exist_ok=True)
-    _command("-m", "eval", "report", str(run_directory), "--output", str(report))
+    _command("eval", "report", str(run_directory), "--output", str(report))
     print(f"\ndone in {time.monotonic() - started:.0f} s")
     print(f"  report   {report}")
     print(f"  samples  {samples}")
@@ -92,10 +104,11 @@ def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, run_directory: Pat
         print(finished[0] if finished else "training is done; the last evaluations are under way", flush=True)
         _wait_until(lambda: jobs.ended(evaluation))
         _require(jobs.succeeded(evaluation), jobs, evaluation)
+    except KeyboardInterrupt:
+        print("stopping the training with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+        raise
     finally:
-        for job in (training, evaluation):
-            if not jobs.ended(job):
-                jobs.stop(job)
+        jobs.stop_and_wait(training, evaluation)
 
 
 def _require(condition: bool, jobs: Jobs, job: str) -> None:
@@ -104,10 +117,13 @@ def _require(condition: bool, jobs: Jobs, job: str) -> None:
 
 
 def _command(*arguments: str) -> None:
-    """Run another room's door with this Python, its output shown."""
-    finished = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
+    """Run one of our commands, its output shown.
+
+    It is out of reach of the terminal's Ctrl-C, of which this process alone speaks.
+    """
+    finished = subprocess.run(command(*arguments), check=False, start_new_session=True)
     if finished.returncode:
-        raise DemoError(f"python {shlex.join(arguments)} ended with exit code {finished.returncode}")
+        raise DemoError(f"rayddpm {shlex.join(arguments)} ended with exit code {finished.returncode}")
 
 
 def _wait_until(condition: Callable[[], bool], timeout_seconds: float = float("inf")) -> None:

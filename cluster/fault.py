@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.run_directory import FAULTS
+
 VARIABLE = "RAYDDPM_FAULT"
 POINTS = {
     "step.before": "a worker has a batch, its update has not begun",
@@ -75,7 +77,7 @@ class Faults:
         rank: the worker's; None in the launching process.
         """
         self._faults = parse_faults(text)
-        self._folder = run_directory / "faults"
+        self._folder = run_directory / FAULTS
         self._rank = rank
         self._told: set[Fault] = set()
 

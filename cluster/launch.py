@@ -1,29 +1,23 @@
 """What a worker is, what a launcher is asked for, and the launcher of plain processes, without Ray."""
 
+import contextlib
 import logging
-import multiprocessing.connection
 import os
-import signal
 import socket
 import sys
-import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException
 
-from common.process import end_with_parent, keep_freed_memory
+from cluster.progress import write_progress
+from cluster.worker_processes import WorkerError, noting_failure, run_processes
+from common.process import keep_freed_memory
 
-SIGNAL_SECONDS = 0.5
-"""A launching process wakes up so often: Python runs a signal's handler on the main thread, which sleeps on where the
-kernel has handed the signal to another, as it does when SIGCONT comes just before (Slurm sends both)."""
-_GRACE_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +42,7 @@ class Resources:
     max_failures: int
     timeout_seconds: int
     min_workers: int | None = None
-    """Under Ray: train with so few while the cluster has no room for num_workers; None: wait until it has."""
+    """Under Ray: train with this many while the cluster has no room for num_workers; None: wait until it has."""
     resize_check_seconds: int = 60
 
 
@@ -57,7 +51,12 @@ WorkerFunction = Callable[[Worker, str], None]
 
 
 class LaunchError(RuntimeError):
-    """The workers failed more often than allowed; the message is the last worker's."""
+    """The workers failed more often than allowed. The message is one line, on what failed first in the last attempt."""
+
+    def __init__(self, reason: str, details: str = ""):
+        """details: the traceback of the worker that failed first, as far as there is one."""
+        super().__init__(reason)
+        self.details = details
 
 
 def launch_local(
@@ -83,6 +82,8 @@ def launch_local(
             return
         except LaunchError as error:
             failures += 1
+            if error.details:
+                _log.error("%s", error.details)
             before_restart()
             if 0 <= resources.max_failures < failures:
                 raise
@@ -96,48 +97,23 @@ def _run_here(function: WorkerFunction, run_directory: str, resources: Resources
     except (ValueError, OSError):
         raise  # the user's to mend: it would fail again
     except Exception as error:
-        traceback.print_exc()
-        raise LaunchError(f"{type(error).__name__}: {error}") from error
+        raise LaunchError(f"{type(error).__name__}: {error}", traceback.format_exc()) from error
 
 
 def _spawn(function: WorkerFunction, run_directory: str, resources: Resources) -> None:
-    """One process a worker, to their end."""
+    """One process per worker, to their end."""
     address = f"tcp://127.0.0.1:{_free_port()}"
-    _join(
-        torch.multiprocessing.spawn(
-            _local_worker, args=(function, run_directory, resources, address), nprocs=resources.num_workers, join=False
-        )
-    )
-
-
-def _join(context: ProcessContext) -> None:
-    """Wait until all workers have ended. Raises LaunchError when one has failed, with the others ended too.
-
-    torch's own join would send those SIGTERM, which workers take for the wish of a scheduler to end the run.
-    """
-    processes: Sequence[BaseProcess] = context.processes
-    while (living := [p for p in processes if p.is_alive()]) and not any(p.exitcode for p in processes):
-        multiprocessing.connection.wait([process.sentinel for process in living], SIGNAL_SECONDS)
-    deadline = time.monotonic() + (_GRACE_SECONDS if living else 0)
-    for process in living:
-        process.join(max(0.0, deadline - time.monotonic()))
-    died = [
-        f"worker {rank} died of signal {-code}" for rank, p in enumerate(processes) if (code := p.exitcode or 0) < 0
-    ]
-    for process in living:
-        process.kill()
     try:
-        context.join()
-    except (ProcessExitedException, ProcessRaisedException) as error:
-        # What the others raise when one dies is a consequence.
-        raise LaunchError("; ".join(died) or str(error).strip()) from error
+        run_processes(_local_worker, resources.num_workers, function, run_directory, resources, address)
+    except WorkerError as error:
+        raise LaunchError(str(error), error.details) from error
 
 
 def _local_worker(
     local_rank: int, function: WorkerFunction, run_directory: str, resources: Resources, address: str
 ) -> None:
-    if address.startswith("tcp://"):
-        _settle_in_child()
+    if local_rank == 0:
+        write_progress(Path(run_directory), "building the network, opening the data")
     torch.set_num_threads(resources.cpus_per_worker)
     device = torch.device("cuda", local_rank) if resources.use_gpu else torch.device("cpu")
     if resources.use_gpu:
@@ -158,18 +134,11 @@ def _local_worker(
     if from_torchrun:
         dist.barrier()  # rank 0 comes here once it has opened the run
     try:
-        function(Worker(dist.get_rank(), dist.get_world_size(), device), run_directory)
+        # Noted before the connections are closed, which the others would fail by.
+        with contextlib.nullcontext() if from_torchrun else noting_failure(local_rank):
+            function(Worker(dist.get_rank(), dist.get_world_size(), device), run_directory)
     finally:
         dist.destroy_process_group()
-
-
-def _settle_in_child() -> None:
-    """The launching process turns signals into a stop after a checkpoint; when it dies, its workers must too."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # Ctrl-C reaches the whole process group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    end_with_parent(signal.SIGKILL, parent.pid if parent else None)
 
 
 def _free_port() -> int:

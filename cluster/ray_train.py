@@ -1,10 +1,11 @@
 """The launcher under Ray Train: clusters, restarts, elastic numbers of workers, notices of preemption."""
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 import torch
 
-from cluster.launch import SIGNAL_SECONDS, LaunchError, Resources, Worker, WorkerFunction, in_ray_job
+from cluster.launch import LaunchError, Resources, Worker, WorkerFunction, in_ray_job
 from cluster.local import LOCAL_SETTINGS, client_environment
-from common.code import ROOT
-from common.process import keep_freed_memory
+from cluster.progress import write_progress
+from cluster.worker_processes import SIGNAL_SECONDS, WorkerError, noting_failure
+from common.code import ROOT, ours_first
+from common.process import end_descendants, keep_freed_memory, sessions_of_their_own
 
 
 def launch_ray(
@@ -37,6 +40,7 @@ def launch_ray(
     Raises LaunchError when the workers failed too often, ValueError if a cluster of this process has no room for them.
     """
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
+    write_progress(run_directory, "joining the cluster" if _has_cluster() else "starting Ray")
     _join_cluster(per_worker, resources)
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -60,15 +64,59 @@ def launch_ray(
         ),
         torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_seconds),
     )
+    write_progress(run_directory, "waiting for room on the cluster, starting the workers")
     try:
-        # On the main thread Ray would take over SIGINT and abort the workers before their last checkpoint.
-        with ThreadPoolExecutor(1, thread_name_prefix="ray-train") as pool:
-            fitting = pool.submit(trainer.fit)
-            while not fitting.done():
-                wait([fitting], SIGNAL_SECONDS)
-            fitting.result()
+        _in_thread(trainer.fit)
     except ray.train.TrainingFailedError as error:
-        raise LaunchError(str(error)) from error
+        raise _launch_error(error) from error
+
+
+def _in_thread(fit: Callable[[], object]) -> None:
+    """On the main thread Ray would take over SIGINT and abort the workers before their last checkpoint.
+
+    When KeyboardInterrupt is raised here, the process leaves the cluster, which then ends the workers of this job.
+    """
+    fitting: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            fitting.set_result(fit())
+        except BaseException as error:  # noqa: BLE001 (raised again by the thread that waits)
+            fitting.set_exception(error)
+
+    threading.Thread(target=run, name="ray-train", daemon=True).start()
+    try:
+        while not fitting.done():
+            wait([fitting], SIGNAL_SECONDS)
+    except KeyboardInterrupt:
+        leave_cluster()
+        raise
+    fitting.result()
+
+
+def leave_cluster() -> None:
+    """Leave the cluster, at once: one of this process's own is killed with all of its processes."""
+    import ray
+
+    end_descendants()
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # it would tell of the processes that are gone
+    ray.shutdown()
+
+
+def _launch_error(error: Exception) -> LaunchError:
+    """What failed first. A worker that is gone without a word is the cause; else the one whose exception came first."""
+    failures = getattr(error, "worker_failures", {})
+    if gone := {rank: failure for rank, failure in failures.items() if not isinstance(failure, WorkerError)}:
+        rank, failure = min(gone.items())
+        return LaunchError(f"worker {rank}: {' '.join(str(failure).split())[:2000]}", str(error))
+    if failures:
+        first = min(failures.values(), key=lambda failure: failure.unix_seconds)
+        return LaunchError(str(first), first.details)
+    return LaunchError(str(error).strip().splitlines()[-1], str(error))
+
+
+def _has_cluster() -> bool:
+    return in_ray_job() or "RAY_ADDRESS" in os.environ
 
 
 def _join_cluster(per_worker: dict[str, float], resources: Resources) -> None:
@@ -78,7 +126,7 @@ def _join_cluster(per_worker: dict[str, float], resources: Resources) -> None:
 
     if not ray.is_initialized():
         # Inside a job the job's own environment applies and already has the code on its path.
-        with _keeping_sigterm():
+        with _keeping_sigterm(), ours_first(), sessions_of_their_own():
             ray.init(**({} if in_ray_job() else _own_cluster()))
     if "RAY_ADDRESS" not in os.environ and not in_ray_job():
         _check_room(ray.cluster_resources(), per_worker, resources)
@@ -159,7 +207,10 @@ def _ray_worker(config: dict[str, Any]) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     worker = Worker(context.get_world_rank(), context.get_world_size(), device, _ray_notified)
-    config["function"](worker, config["run_directory"])
+    if worker.rank == 0:
+        write_progress(Path(config["run_directory"]), "building the network, opening the data")
+    with noting_failure(worker.rank):
+        config["function"](worker, config["run_directory"])
 
 
 def _ray_notified() -> bool:

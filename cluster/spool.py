@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster.run_directory import SPOOL
+
 Point = tuple[int, float, float]
 """(step, value, unix seconds)"""
 
@@ -24,6 +26,8 @@ _FIELDS: dict[str, dict[str, type]] = {
     "tags": {"values": dict},
     "artifact": {"path": str, "folder": str},
     "status": {"status": str},
+    "checkpoint": {"step": int, "name": str},
+    "start": {"step": int, "trained": str},
 }
 _log = logging.getLogger(__name__)
 
@@ -33,22 +37,41 @@ class Spool:
 
     def __init__(self, run_directory: Path, writer: str):
         """writer: a plain name such as "train" or "eval". A torn last line, left by a crash, is cut off."""
-        path = run_directory / "spool" / f"{writer}.jsonl"
+        path = run_directory / SPOOL / f"{writer}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._run_directory = run_directory
         self._last_steps: dict[str, int] = {}
+        self._trained: str | None = None
         end = 0
         if path.exists():
             for event, end in read_events(path):  # noqa: B007 (the last `end` is where whole lines end)
+                if event["type"] == "start":
+                    self._void_beyond(event["step"], event["trained"])
                 for name in event["values"] if event["type"] == "metrics" else ():
                     self._last_steps[name] = max(event["step"], self._last_steps.get(name, -1))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held open for the writer's life)
         if self._file.tell() != end:
             self._file.truncate(end)
 
+    def start(self, step: int, trained: str, known: bool = False) -> None:
+        """Training begins, or goes on, after `step`. Points beyond it stay if they will come again, else they are void.
+
+        trained: names all that decides the values of points; another name means other values. known: whether a spool
+        that does not say what its points are of, written by an older version, is of the same.
+        """
+        if self._trained is None and known:
+            return
+        if self._trained != trained:
+            self._void_beyond(step, trained)
+            self._append({"type": "start", "step": step, "trained": trained})
+
+    def _void_beyond(self, step: int, trained: str) -> None:
+        self._trained = trained
+        self._last_steps = {name: min(last, step) for name, last in self._last_steps.items()}
+
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Points at `step` (optimiser updates). A point of a step this writer has already written, as after a resume,
-        is dropped: the run is a function of its config, so it is the same point."""
+        is dropped: the run is a function of its config, so it is the same point, or see `start`."""
         fresh = {name: float(v) for name, v in values.items() if step > self._last_steps.get(name, -1)}
         if fresh:
             self._last_steps.update(dict.fromkeys(fresh, step))
@@ -67,6 +90,10 @@ class Spool:
     def status(self, status: str) -> None:
         """status: RUNNING, FINISHED, FAILED or KILLED, as in MLflow."""
         self._append({"type": "status", "status": status})
+
+    def checkpoint(self, step: int, name: str) -> None:
+        """A checkpoint was committed: `name` is its folder's. For evaluators; MLflow is not told."""
+        self._append({"type": "checkpoint", "step": step, "name": name})
 
     def close(self) -> None:
         self._file.close()
@@ -112,11 +139,20 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def read_metrics(run_directory: Path) -> dict[str, list[Point]]:
-    """Every metric of a run, merged over writers: name -> points by step, the first written for each step."""
+    """Every metric of a run, merged over writers: name -> points by step, the first written for each step.
+
+    Points that a later `start` of the same writer has made void are left out.
+    """
     merged: dict[str, dict[int, Point]] = defaultdict(dict)
-    for path in sorted((run_directory / "spool").glob("*.jsonl")):
+    for path in sorted((run_directory / SPOOL).glob("*.jsonl")):
+        written: dict[str, dict[int, Point]] = defaultdict(dict)
         for event, _ in read_events(path):
             if event["type"] == "metrics":
                 for name, value in event["values"].items():
-                    merged[name].setdefault(event["step"], (event["step"], value, event["time"]))
-    return {name: [points[step] for step in sorted(points)] for name, points in merged.items()}
+                    written[name].setdefault(event["step"], (event["step"], value, event["time"]))
+            elif event["type"] == "start":
+                for name, points in written.items():
+                    written[name] = {step: point for step, point in points.items() if step <= event["step"]}
+        for name, points in written.items():
+            merged[name] = points | merged[name]
+    return {name: [points[step] for step in sorted(points)] for name, points in merged.items() if points}

@@ -32,8 +32,8 @@ def commit_directory(
 ) -> Path:
     """Create `parent/name` from what `write(directory)` puts there, all or nothing.
 
-    record: extra JSON fields of COMPLETE.json. reached: told before_rename and after_rename when it gets there.
-    Returns the committed directory.
+    record: extra JSON fields of COMPLETE.json. reached: called with before_rename and after_rename at those moments.
+    Returns the committed directory; that its name could not be flushed to the disk is a warning.
     Raises FileExistsError if the name is taken, OSError (disk full, say) with nothing new left behind.
     """
     destination = parent / name
@@ -57,7 +57,11 @@ def commit_directory(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    fsync(parent)
+    try:
+        fsync(parent)
+    except OSError as error:
+        # It is committed: to fail now would have the caller write it again beside itself.
+        _log.warning("%s is written, but may not survive a power cut: %s", destination, error)
     reached("after_rename")
     return destination
 
@@ -72,12 +76,12 @@ def complete_directories(parent: Path) -> list[Path]:
 def verify(directory: Path) -> dict[str, Any]:
     """The content of COMPLETE.json, after every file's size and sha256 were found to be as committed.
 
-    Raises DamagedError naming the directory and the first file that differs.
+    Raises DamagedError naming the directory and the first file that differs, OSError if one cannot be read.
     """
     try:
         record = read_json(directory / COMPLETE)
         files = [(name, committed["bytes"], committed["sha256"]) for name, committed in record["files"].items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{directory}: {COMPLETE} is unreadable ({type(error).__name__}: {error})") from error
     if not files:
         raise DamagedError(f"{directory}: {COMPLETE} names no files")

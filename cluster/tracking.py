@@ -115,7 +115,7 @@ class Uploader:
                     client.set_terminated(run_id, event["status"], end_time)
         self._faults("upload.after")
         write_json_atomic(_acknowledged_path(path), {"bytes": batch[-1][1]})
-        return sum(event["type"] != UNREADABLE for event, _ in batch)
+        return sum(event["type"] not in (UNREADABLE, "checkpoint", "start") for event, _ in batch)
 
     def _send_metrics(self, client: "MlflowClient", run_id: str, events: list[dict[str, Any]]) -> None:
         from mlflow.entities import Metric

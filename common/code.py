@@ -1,12 +1,40 @@
 """The code that runs: where it lies, which commit it is at, which versions of packages it uses."""
 
+import contextlib
 import importlib.metadata
 import os
+import shutil
 import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-"""The folder that holds our packages."""
+"""The folder that holds our packages: a checkout, a Ray job's copy of them, or site-packages."""
+PACKAGES = ("common", "models", "data_pipeline", "cluster", "eval", "trainer")
+
+
+def command(*arguments: str) -> list[str]:
+    """What starts `rayddpm ARGUMENTS` as a process of its own, in any folder.
+
+    `python -m eval` would take the eval/ of the folder it is started in, if there is one.
+    """
+    return [sys.executable, str(ROOT / "trainer" / "rayddpm.py"), *arguments]
+
+
+def ours_first() -> contextlib.AbstractContextManager[None]:
+    """To call ray.init in: Ray puts the current folder first on its workers' sys.path, whatever it holds."""
+    return contextlib.chdir(ROOT)
+
+
+@contextlib.contextmanager
+def copied_packages() -> Iterator[Path]:
+    """A temporary folder with a copy of our packages and of nothing that lies beside them."""
+    with tempfile.TemporaryDirectory(prefix="rayddpm-code-") as folder:
+        for package in PACKAGES:
+            shutil.copytree(ROOT / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__"))
+        yield Path(folder)
 
 
 def installed_versions(*packages: str) -> dict[str, str]:

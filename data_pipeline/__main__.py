@@ -1,8 +1,8 @@
-"""The door: python -m data_pipeline pack|demo|verify|order|audit."""
+"""The command line of the data: python -m data_pipeline COMMAND, see --help."""
 
 import sys
 
-from data_pipeline.commands import main
+from common.entry import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(start("data_pipeline.commands"))

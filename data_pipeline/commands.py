@@ -1,38 +1,18 @@
-"""The command line over this room's functions."""
+"""The commands of `python -m data_pipeline`: pack, demo, verify, order, audit."""
 
 import json
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from common.command_line import CommandLine, run
 
-from data_pipeline.demo.sets import DemoOptions, pack_demo, resolve_path
-from data_pipeline.ledger import audit as audit_ledger
-from data_pipeline.order import SampleOrder
-from data_pipeline.packing.pack import PackOptions, TaskRunner
-from data_pipeline.packing.pack import pack as pack_source
-from data_pipeline.packing.process_runner import run_in_processes
-from data_pipeline.packing.ray_runner import run_on_ray
-from data_pipeline.packing.verify import verify as verify_dataset
-from data_pipeline.sources.open import open_source
-from data_pipeline.storage.manifest import Manifest
-from data_pipeline.storage.remote import is_remote, redacted
-from data_pipeline.storage.shards import open_dataset, read_manifest
-
-_USER_ERROR, _INTERRUPTED, _TERMINATED = 2, 130, 143
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which then cleans up as Ctrl-C does."""
+if TYPE_CHECKING:
+    from data_pipeline.packing.pack import TaskRunner
+    from data_pipeline.storage.manifest import Manifest
 
 
 def pack(
@@ -74,6 +54,11 @@ def pack(
         num_processes: processes to use; all cores by default
         ray: use all nodes of the Ray cluster at RAY_ADDRESS; source and dest must be paths that all nodes see
     """
+    from data_pipeline.packing.pack import PackOptions
+    from data_pipeline.packing.pack import pack as pack_source
+    from data_pipeline.packing.ray_runner import run_on_ray
+    from data_pipeline.sources.open import open_source
+
     options = PackOptions(
         image_size,
         image_channels,
@@ -87,9 +72,9 @@ def pack(
         skip_refused,
     )
     opened, folder = open_source(_local(source, "SOURCE"), follow_links), _local(dest, "DEST")
-    with _progress("packing") as told:
+    with _progress("packing") as advance:
         runner = run_on_ray if ray else _runner(num_processes)
-        manifest = pack_source(opened, folder, options, runner, told)
+        manifest = pack_source(opened, folder, options, runner, advance)
     _print_packed(manifest, dest, opened.num_ignored)
 
 
@@ -111,9 +96,11 @@ def demo(
         seed: another seed draws other faces
         num_processes: processes to use; all cores by default
     """
-    with _progress("packing") as told:
+    from data_pipeline.demo.sets import DemoOptions, pack_demo
+
+    with _progress("packing") as advance:
         chosen = DemoOptions(name, image_size, num_images, seed)
-        manifest = pack_demo(chosen, _local(dest, "DEST"), _runner(num_processes), told)
+        manifest = pack_demo(chosen, _local(dest, "DEST"), _runner(num_processes), advance)
     _print_packed(manifest, dest)
 
 
@@ -123,8 +110,11 @@ def verify(dest: str) -> None:
     Args:
         dest: folder of the data set, its http(s):// or s3:// address, or demo:NAME
     """
-    with _progress("verifying") as told:
-        manifest = verify_dataset(resolve_path(dest), lambda done, total: told(done, total, 0))
+    from data_pipeline.demo.sets import resolve_path
+    from data_pipeline.packing.verify import verify as verify_dataset
+
+    with _progress("verifying") as advance:
+        manifest = verify_dataset(resolve_path(dest), lambda done, total: advance(done, total, 0))
     print(f"ok: {manifest.num_samples} samples in {len(manifest.shards)} shards, digest {manifest.digest}")
 
 
@@ -137,17 +127,21 @@ def order(
     num_steps: int = 10,
     slice_images: int = 1,
 ) -> None:
-    """Print which worker trains on which sample: one JSON line a step.
+    """Print which worker trains on which sample: one JSON line per step.
 
     Args:
         dest: folder of the data set, its http(s):// or s3:// address, or demo:NAME
         seed: seed of the run
-        global_batch_size: images a step over all workers
+        global_batch_size: images per step over all workers
         world_size: number of workers
         start_step: first step to print
         num_steps: how many steps to print
         slice_images: images that stay on one worker; a run that clips slices: its clip_slice_images
     """
+    from data_pipeline.demo.sets import resolve_path
+    from data_pipeline.order import SampleOrder
+    from data_pipeline.storage.shards import open_dataset, read_manifest
+
     if num_steps < 0:
         raise ValueError(f"num_steps must be at least 0, got {num_steps}")
     if world_size < 1:
@@ -170,92 +164,20 @@ def audit(ledger: str, dest: str, num_steps: int | None = None) -> None:
         dest: folder of the data set, or demo:NAME
         num_steps: how many steps to check; all that are recorded by default
     """
+    from data_pipeline.demo.sets import resolve_path
+    from data_pipeline.ledger import audit as audit_ledger
+    from data_pipeline.storage.shards import open_dataset
+
     with open_dataset(resolve_path(dest)) as dataset:
         found = audit_ledger(Path(ledger), dataset, num_steps)
     attempts = ", ".join(f"from step {start} on {size} worker(s)" for start, size in found.attempts.values())
     print(f"ok: {found.num_steps} steps, {found.num_samples} samples, each as ordered and once; attempts: {attempts}")
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "pack": pack,
-    "demo": demo,
-    "verify": verify,
-    "order": order,
-    "audit": audit,
-}
-
-
-def main(arguments: list[str]) -> int:
-    """Exit status: 0 done, 2 the user's error, 130 interrupted, 143 terminated."""
-    try:
-        parsed = _parser().parse_args(arguments)
-        values = dict(vars(parsed[parsed.subcommand]))
-        with _terminable():
-            _COMMANDS[parsed.subcommand](**values)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output, such as `head`, has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt as error:
-        print("interrupted; the same command again goes on from here", file=sys.stderr)
-        return _TERMINATED if isinstance(error, _Terminated) else _INTERRUPTED
-    except (ValueError, OSError, ArgumentError) as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
-        return _USER_ERROR
-    return 0
-
-
-class _Parser(ArgumentParser):
-    """Options are spelled with dashes, underscores are understood too, and switches need no value."""
-
-    def add_argument(self, *names: str, **settings: Any) -> Any:
-        if len(names) == 1 and names[0].startswith("--") and "_" in names[0]:
-            names = (names[0].replace("_", "-"), names[0])
-        if settings.get("type") is bool:
-            del settings["type"]
-            settings["action"] = ActionYesNo(no_prefix="no-")
-            names = names[:1]
-        return super().add_argument(*names, **settings)
-
-
-def _parser() -> ArgumentParser:
-    parser = _Parser(
-        prog="python -m data_pipeline",
-        description="Pack images into verified shards, and look at the order in which they are trained on.",
-        exit_on_error=False,
-    )
-    commands = parser.add_subcommands(dest="subcommand")
-    for name, function in _COMMANDS.items():
-        text = (function.__doc__ or "").split("\n    Args:")[0]
-        command = _Parser(description=" ".join(text.split()), exit_on_error=False)
-        command.add_function_arguments(function, as_positional=True)
-        commands.add_subcommand(name, command, help=text.strip().split("\n")[0])
-    return parser
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises within, where signals can be handled: in the main thread."""
-
-    def terminate(number: int, frame: object) -> None:
-        raise _Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _local(path: str, what: str) -> str:
     """The absolute path of a local file or folder; ValueError for an address."""
+    from data_pipeline.storage.remote import is_remote, redacted
+
     if is_remote(path):
         raise ValueError(
             f"{what} {redacted(path)} is an address; pack from and into local folders, then copy the packed folder to "
@@ -264,13 +186,15 @@ def _local(path: str, what: str) -> str:
     return os.path.abspath(path)
 
 
-def _runner(num_processes: int | None) -> TaskRunner:
+def _runner(num_processes: int | None) -> "TaskRunner":
+    from data_pipeline.packing.process_runner import run_in_processes
+
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"num_processes must be at least 1, got {num_processes}")
     return run_in_processes(num_processes or len(os.sched_getaffinity(0)))
 
 
-def _print_packed(manifest: Manifest, dest: str, num_ignored: int = 0) -> None:
+def _print_packed(manifest: "Manifest", dest: str, num_ignored: int = 0) -> None:
     size, channels = manifest.image_size, "RGB" if manifest.image_channels == 3 else "grey"
     print(f"{dest}: {manifest.num_samples} {channels} images of {size}x{size} in {len(manifest.shards)} shards")
     print(f"digest {manifest.digest}")
@@ -281,7 +205,10 @@ def _print_packed(manifest: Manifest, dest: str, num_ignored: int = 0) -> None:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
-    """A bar on stderr with rate and remaining time; a function to tell it (done, total, refused)."""
+    """A bar on stderr with rate and remaining time; a function to call with (done, total, refused)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -293,8 +220,31 @@ def _progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=None, rate="-", refused=0, visible=False)
 
-        def told(done: int, total: int, refused: int) -> None:
+        def advance(done: int, total: int, refused: int) -> None:
             rate = f"{done / max(time.monotonic() - started, 1e-6):.0f}"
             bar.update(task, completed=done, total=total, rate=rate, refused=refused, visible=True)
 
-        yield told
+        yield advance
+
+
+COMMAND_LINE = CommandLine(
+    prog="python -m data_pipeline",
+    description="Pack images into verified shards, and look at the order in which they are trained on.",
+    commands={"pack": pack, "demo": demo, "verify": verify, "order": order, "audit": audit},
+    examples=(
+        "pack ~/photos data/photos --image-size 64",
+        "verify data/photos",
+        "order data/photos --global-batch-size 64 --world-size 2 --num-steps 3",
+    ),
+    interrupted={
+        **dict.fromkeys(
+            ("pack", "demo"), "interrupted; finished shards are kept, and the same command goes on from here"
+        ),
+        **dict.fromkeys(("verify", "audit"), "interrupted; nothing was changed"),
+    },
+)
+
+
+def main(arguments: Sequence[str], prog: str | None = None) -> int:
+    """Exit code: 0 done, 2 a user's error, 130 interrupted."""
+    return run(COMMAND_LINE, arguments, prog)

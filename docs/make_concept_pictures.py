@@ -12,13 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jsonargparse
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.command_line import run_script
 from models import philox
 from models.cli.image_files import read_batches
 from models.config import DiffusionConfig
@@ -137,4 +137,4 @@ def draw_rows(rows: torch.Tensor, labels: Sequence[str], file: Path, names: Sequ
 
 
 if __name__ == "__main__":
-    jsonargparse.auto_cli(main)
+    run_script(main)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster.run_directory import EVALUATIONS, checkpoint_step
 from common.code import installed_versions
 from common.files import read_json, write_json_atomic
 from eval.protocol import Protocol, from_description
@@ -15,7 +16,7 @@ _REPORTED_PACKAGES = ("torch", "numpy", "pillow", "torchvision", "efficientnet-l
 
 
 def evaluation_folder(run_directory: Path, checkpoint_name: str) -> Path:
-    return run_directory / "evals" / checkpoint_name
+    return run_directory / EVALUATIONS / checkpoint_name
 
 
 def result_path(run_directory: Path, checkpoint_name: str, protocol: Protocol) -> Path:
@@ -53,18 +54,10 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
 
 def all_results(run_directory: Path) -> Iterator[dict[str, Any]]:
     """Every result of a run, by checkpoint (oldest first), then protocol digest."""
-    for path in sorted((run_directory / "evals").glob("*/*.json")):
+    for path in sorted((run_directory / EVALUATIONS).glob("*/*.json")):
         result = read_result(path)
         if result is not None:
             yield result
-
-
-def checkpoint_step(name: str) -> int:
-    """The step of a checkpoint named step-<step>-<attempt>. Raises ValueError for another name."""
-    parts = name.split("-")
-    if len(parts) < 2 or parts[0] != "step" or not parts[1].isdigit():
-        raise ValueError(f"checkpoint {name!r} is not named step-<number>-<attempt>")
-    return int(parts[1])
 
 
 def library_versions() -> dict[str, str]:

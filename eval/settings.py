@@ -15,7 +15,7 @@ class EvaluationSettings:
     """CPU threads of a process; torch's choice if not given."""
     block_images: int = 64
     """Images of a block: sampled together, resumed at its borders. Another size may move the last float bits."""
-    sampling_batch_size: int | None = None
+    batch_size: int | None = None
     """Images sampled at once, if memory needs fewer than a block; halved by itself when a GPU runs out."""
     num_bootstrap: int = 20
     """Bootstrap replicates behind the interval; 0 leaves it out."""
@@ -23,7 +23,7 @@ class EvaluationSettings:
     """Folder that holds the Inception file; $RAYDDPM_WEIGHTS or the user's cache if not given."""
 
     def __post_init__(self) -> None:
-        for name, least in (("block_images", 1), ("num_bootstrap", 0), ("num_threads", 1), ("sampling_batch_size", 1)):
+        for name, least in (("block_images", 1), ("num_bootstrap", 0), ("num_threads", 1), ("batch_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: at least {least} is needed")

@@ -1,10 +1,8 @@
-"""The door of this room: `python -m models sample|inspect|likelihood|export|import`, see `--help`."""
-
-from __future__ import annotations
+"""The command line of the models: python -m models COMMAND, see --help."""
 
 import sys
 
-from models.cli.door import main
+from common.entry import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(start("models.cli.commands"))

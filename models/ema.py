@@ -66,11 +66,8 @@ class ExponentialMovingAverage(torch_ema.ExponentialMovingAverage):
         return warm * self.decay ** (self.update_count - num_warm)
 
     def named_state(self) -> dict[str, torch.Tensor]:
-        """Copies of the averages, float32, by the names given at the start."""
-        return {
-            name: shadow.detach().to(torch.float32, copy=True)
-            for name, shadow in zip(self.names, self.shadow_params, strict=True)
-        }
+        """Copies of the averages, float32 (float64 of float64 tensors), by the names given at the start."""
+        return {name: shadow.detach().clone() for name, shadow in zip(self.names, self.shadow_params, strict=True)}
 
     @torch.no_grad()
     def load_named_state(self, tensors: Mapping[str, torch.Tensor], num_updates: int, decay: float) -> None:

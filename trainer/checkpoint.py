@@ -1,19 +1,19 @@
 """Checkpoints: all that is needed to resume, named and in safetensors, whatever engine wrote it; each is a snapshot.
 
 model.safetensors  ema.safetensors  optimizer.safetensors   as named in the module
+ema_float64.safetensors                                     of a float64 run alone: a snapshot's average is float32
 snapshot.json  state.json  COMPLETE.json                    see cluster/storage.py for the commit
 """
 
 import dataclasses
 import json
 import logging
-import time
 import uuid
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,29 +22,24 @@ from torch import Tensor
 from cluster.fault import Faults
 from cluster.launch import Worker
 from cluster.lease import Lease
-from cluster.storage import (
-    COMPLETE,
-    DamagedError,
-    commit_directory,
-    complete_directories,
-    remove_directory,
-    remove_leftovers,
-    verify,
+from cluster.run_directory import (
+    CHECKPOINTS,
+    checkpoint_name,
+    complete_checkpoints,
+    held_checkpoints,
+    step_of,
 )
-from eval.results import checkpoint_step
-from eval.service.backlog import held_checkpoints
+from cluster.storage import DamagedError, commit_directory, remove_directory, remove_leftovers, verify
+from common.files import read_json
 from models.ema import ExponentialMovingAverage
 from models.snapshot import save_tensors, write_snapshot
-from trainer.config.config import CheckpointConfig, Config
+from trainer.config.config import Config
+from trainer.config.sections import CheckpointConfig
 from trainer.engines.base import Engine
 from trainer.hooks.window import Window
 
+_EMA_FLOAT64 = "ema_float64.safetensors"
 _log = logging.getLogger(__name__)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The number of completed updates, from a checkpoint's folder name `step-00005000-<attempt>`."""
-    return checkpoint_step(checkpoint.name)
 
 
 @dataclass(frozen=True)
@@ -62,10 +57,14 @@ class Captured:
 
 
 class Resumed(NamedTuple):
-    """Where training goes on: the number of completed updates, and the window of metrics that had begun."""
+    """Where training goes on."""
 
     step: int
+    """The number of completed updates."""
     window: dict[str, Any] | None
+    """The window of metrics that had begun."""
+    config_digest: str | None
+    """Of the config that trained until here; None at step 0."""
 
 
 def capture(step: int, engine: Engine, ema: ExponentialMovingAverage, window: Window) -> Captured:
@@ -95,10 +94,10 @@ class CheckpointStore:
         provenance: what state.json and the snapshot say of their origin (run, config digest, data digest).
         """
         self.faults = faults or Faults()
-        self._parent = run_directory / "checkpoints"
+        self._run_directory, self._parent = run_directory, run_directory / CHECKPOINTS
         self._config, self._lease, self._provenance = config, lease, provenance
         self._attempt = uuid.uuid4().hex[:8]
-        self._damaged: set[Path] = set()
+        self._passed_over: set[Path] = set()
 
     def save(self, captured: Captured) -> Path:
         """Commit a captured state, then delete what retention no longer keeps. A failed write is tried once more.
@@ -112,7 +111,10 @@ class CheckpointStore:
         except OSError as error:
             _log.warning("checkpoint of step %d is tried again: %s", captured.step, error)
             directory = self._commit_at_last(captured)
-        self._apply_retention(self._config.checkpoint)
+        try:
+            self._apply_retention(self._config.checkpoint)
+        except OSError as error:
+            _log.warning("older checkpoints are kept until the next one is written: %s", error)
         return directory
 
     def _commit_at_last(self, captured: Captured) -> Path:
@@ -139,38 +141,44 @@ class CheckpointStore:
             reached("in_write")
             save_tensors(captured.optimizer, directory / "optimizer.safetensors")
             write_snapshot(directory, captured.ema, self._config.model, self._config.diffusion, state)
+            if any(average.dtype == torch.float64 for average in captured.ema.values()):
+                exact = {name: average.contiguous() for name, average in captured.ema.items()}
+                save_tensors(exact, directory / _EMA_FLOAT64)
             (directory / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
             self._check_lease()
             reached("after_write")
 
-        name = f"step-{captured.step:08d}-{self._attempt}"
+        name = checkpoint_name(captured.step, self._attempt)
         return commit_directory(self._parent, name, write, {"step": captured.step}, reached)
 
     def restore(self, engine: Engine, ema: ExponentialMovingAverage, worker: Worker) -> Resumed:
         """Load the newest checkpoint that verifies; step 0 if there is none. Collective: rank 0 says which it is.
 
-        A damaged one is reported and passed over. Raises DamagedError if there are checkpoints and none verifies.
+        One that is damaged or cannot be read is reported and passed over. Raises DamagedError if there are checkpoints
+        and none verifies.
         """
         found = self._newest_whole() if worker.rank == 0 else None
         chosen = [found.directory if found else None]
         if worker.world_size > 1:
             dist.broadcast_object_list(chosen, src=0, device=worker.device)
         if chosen[0] is None:
-            return Resumed(0, None)
+            return Resumed(0, None, None)
         state, tensors = found.content if found else _read(chosen[0])
         engine.load_state(tensors["model"], tensors["optimizer"])
         ema.load_named_state(tensors["ema"], state["ema"]["num_updates"], state["ema"]["decay"])
-        return Resumed(state["step"], state.get("window"))
+        return Resumed(state["step"], state.get("window"), state.get("config_digest"))
 
     def _newest_whole(self) -> "_Whole | None":
-        checkpoints = complete_directories(self._parent)
+        checkpoints = complete_checkpoints(self._run_directory)
         for directory in reversed(checkpoints):
             try:
                 verify(directory)
                 return _Whole(directory, _read(directory))
             except DamagedError as error:
                 _log.error("checkpoint passed over: %s", error)
-                self._damaged.add(directory)
+            except OSError as error:
+                _log.warning("checkpoint passed over: %s cannot be read: %s", directory, error)
+            self._passed_over.add(directory)
         if checkpoints:
             raise DamagedError(f"none of the {len(checkpoints)} checkpoints in {self._parent} verifies; see the log")
         return None
@@ -178,15 +186,14 @@ class CheckpointStore:
     def _apply_retention(self, keep: CheckpointConfig) -> None:
         """Never the newest `keep_last` (at least 2), nor the permanent ones, nor one an evaluation holds.
 
-        Those found damaged do not count, and go once they are older than what is kept.
+        Those passed over do not count, and go once they are older than what is kept.
         """
-        held = held_checkpoints(self._parent.parent)
-        found = sorted(complete_directories(self._parent), key=_age)
-        kept = [directory for directory in found if directory not in self._damaged][-keep.keep_last :]
-        for directory in found:
+        held = held_checkpoints(self._run_directory)
+        found = complete_checkpoints(self._run_directory)
+        oldest_kept = [directory for directory in found if directory not in self._passed_over][-keep.keep_last :][0]
+        for directory in found[: found.index(oldest_kept)]:
             permanent = keep.keep_every_steps and step_of(directory) % keep.keep_every_steps == 0
-            newer = _age(directory) >= _age(kept[0])
-            if not newer and not permanent and directory.name not in held:
+            if not permanent and directory.name not in held:
                 remove_directory(directory)
 
     def _check_lease(self) -> None:
@@ -201,64 +208,19 @@ class _Whole(NamedTuple):
     content: tuple[dict[str, Any], dict[str, dict[str, Tensor]]]
 
 
-def _age(checkpoint: Path) -> tuple[int, float]:
-    """To sort by: the step, and of two with the same, as after a damaged one was passed over, when it was committed."""
-    return step_of(checkpoint), (checkpoint / COMPLETE).stat().st_mtime
-
-
 def _read(directory: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """state.json, and the tensors by file. Raises DamagedError for a file that is no safetensors, whatever its hash."""
-    state = json.loads((directory / "state.json").read_text())
+    """state.json, and the tensors by file. Raises DamagedError for a file that does not parse, whatever its hash."""
+    try:
+        state = read_json(directory / "state.json")
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
+    names = {name: f"{name}.safetensors" for name in ("model", "optimizer", "ema")}
+    if (directory / _EMA_FLOAT64).exists():
+        names["ema"] = _EMA_FLOAT64
     tensors = {}
-    for name in ("model", "optimizer", "ema"):
+    for kind, name in names.items():
         try:
-            tensors[name] = load_file(directory / f"{name}.safetensors")
+            tensors[kind] = load_file(directory / name)
         except SafetensorError as error:
-            raise DamagedError(f"{directory}: {name}.safetensors is not a safetensors file ({error})") from error
+            raise DamagedError(f"{directory}: {name} is not a safetensors file ({error})") from error
     return state, tensors
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What a finished save cost."""
-
-    step: int
-    seconds: float
-    num_bytes: int
-
-
-class BackgroundSaver:
-    """Saves in a thread while training goes on; one at a time, so that a slow disk is felt and not hidden."""
-
-    def __init__(self, store: CheckpointStore):
-        self._store = store
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._running: Future[Saved] | None = None
-
-    def start(self, captured: Captured) -> None:
-        """Begin to save. The previous save must have been collected."""
-        assert self._running is None
-        self._running = self._pool.submit(self._save, captured)
-
-    @property
-    def is_running(self) -> bool:
-        running = self._running
-        return running is not None and not running.done()
-
-    def collect(self, wait: bool) -> Saved | None:
-        """The save that has ended since the last call, if any; wait: until there is none under way.
-
-        Raises OSError if it failed.
-        """
-        if self._running is None or not (wait or self._running.done()):
-            return None
-        try:
-            return self._running.result()
-        finally:
-            self._running = None
-
-    def _save(self, captured: Captured) -> Saved:
-        started = time.perf_counter()
-        directory = self._store.save(captured)
-        num_bytes = sum(path.stat().st_size for path in directory.iterdir())
-        return Saved(captured.step, time.perf_counter() - started, num_bytes)

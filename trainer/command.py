@@ -4,51 +4,68 @@ import json
 import logging
 import os
 import sys
+import threading
 import uuid
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from pathlib import Path
 
 from cluster.background import BackgroundUploader
 from cluster.fault import Faults, requested
 from cluster.launch import LaunchError, Resources, in_torchrun, launch_local
 from cluster.lease import Lease, LostLeaseError
-from cluster.progress import ProgressBar
+from cluster.progress import ProgressBar, progress_path, write_progress
 from cluster.ray_train import launch_ray
+from cluster.run_directory import newest_step
+from cluster.tracking import Uploader
 from common.files import read_json
-from trainer.config.config import WorkersConfig
+from common.interrupt import INTERRUPTED, Interrupted, sigterm_interrupts
+from common.progress import log_format
+from trainer.config.config import Launcher, WorkersConfig
 from trainer.config.options import parse
 from trainer.config.plan import Plan, plan, summary
-from trainer.hooks.stop import request_checkpoint, signals_stop, stop_path
-from trainer.run import close_run, is_finished, newest_step, open_run, run_lease
+from trainer.hooks.stop import request_checkpoint, signals_stop, stop_path, stop_signalled
+from trainer.run import close_run, is_finished, open_run, run_lease
+from trainer.summary import at_the_end, at_the_start
 from trainer.worker import train_worker
 
-_USER_ERROR, _FAILED, _INTERRUPTED = 2, 1, 130
+_USER_ERROR, _FAILED = 2, 1
+_LAST_WORDS_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 trained (or nothing left to train), 1 workers failed, 2 the user's error, 130 interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format=log_format(sys.stderr), stream=sys.stderr)
     try:
-        options = parse(arguments)
-        if options.dry_run:
-            print(json.dumps(summary(options.config), indent=2))
-            return 0
-        planned = plan(options.config, options.preset, options.launcher)
-        if options.launcher == "local" and in_torchrun() and int(os.environ["RANK"]) > 0:
-            return _follow(planned)
-        with run_lease(planned.directory) as lease:
-            unfinished = open_run(planned, lease, options.force_changes)
-            print(f"run {planned.config.run.name} in {planned.directory}", flush=True)
-            if unfinished:
-                return _run(planned, options.launcher, replace(lease))
+        with sigterm_interrupts():
+            return _train(arguments)
+    except KeyboardInterrupt as interrupted:
+        print(str(interrupted) or "interrupted before training began; the same command starts again", file=sys.stderr)
+        return INTERRUPTED
     except LostLeaseError as error:
-        print(f"error: {error}: this one writes nothing more into {planned.directory}", file=sys.stderr)
+        print(f"error: {error}: this one writes nothing more", file=sys.stderr)
         return _FAILED
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return _USER_ERROR
+
+
+def _train(arguments: list[str]) -> int:
+    """Raises Interrupted, and ValueError and OSError for what a user can mend."""
+    options = parse(arguments)
+    if options.dry_run:
+        print(json.dumps(summary(options.config), indent=2))
+        return 0
+    planned = plan(options.config, options.preset, options.launcher)
+    if options.launcher == "local" and in_torchrun() and int(os.environ["RANK"]) > 0:
+        return _follow(planned)
+    with run_lease(planned.directory) as lease:
+        unfinished = open_run(planned, lease, options.force_changes)
+        print(f"run {planned.config.run.name} in {planned.directory}", flush=True)
+        if unfinished:
+            print(at_the_start(planned, options.launcher), flush=True)
+            return _run(planned, options.launcher, replace(lease))
     reached = read_json(planned.directory / "FINISHED.json")["step"]
     print(f"finished already at step {reached}; raise --train.num_steps above that to train on")
     return 0
@@ -58,9 +75,9 @@ def _follow(planned: Plan) -> int:
     """A process of torchrun other than rank 0, which opens the run, uploads and closes it for all."""
     if is_finished(planned):
         return 0
-    with signals_stop(planned.directory):
+    with signals_stop(planned.directory, lambda: "ended at once"):
         launch_local(train_worker, planned.directory, _resources(planned.config.workers))
-    return _INTERRUPTED if stop_path(planned.directory).exists() else 0
+    return INTERRUPTED if stop_path(planned.directory).exists() else 0
 
 
 def _resources(workers: WorkersConfig) -> Resources:
@@ -75,29 +92,84 @@ def _resources(workers: WorkersConfig) -> Resources:
     )
 
 
-def _run(planned: Plan, launcher: Literal["ray", "local"], lease: Lease) -> int:
+def _run(planned: Plan, launcher: Launcher, lease: Lease) -> int:
     """lease: a copy that can be sent to workers, of the one that this process holds."""
-    resources, function = _resources(planned.config.workers), partial(train_worker, lease=lease)
-    status, exit_code = "FAILED", _FAILED
-    stop_path(planned.directory).unlink(missing_ok=True)
-    with BackgroundUploader(planned.directory, faults=Faults(requested(), planned.directory)):
+    directory, status = planned.directory, "FAILED"
+    for path in (stop_path(directory), progress_path(directory)):
+        path.unlink(missing_ok=True)
+    with signals_stop(directory, partial(_last_words, planned, lease), under_ray=launcher == "ray"):
         try:
-            with ProgressBar(planned.directory), signals_stop(planned.directory):
-                if launcher == "ray":
-                    attempt = f"attempt-{uuid.uuid4().hex[:8]}"
-                    launch_ray(function, planned.directory, attempt, resources, request_checkpoint, lease.check)
-                else:
-                    launch_local(function, planned.directory, resources, lease.check)
-            finished = newest_step(planned.directory) >= planned.config.train.num_steps
-            status, exit_code = ("FINISHED", 0) if finished else ("KILLED", _INTERRUPTED)
-        except LaunchError as error:
-            _log.error("%s", error)
-            print(f"error: the workers failed: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
-        finally:
-            _close(planned, lease, status)
+            with BackgroundUploader(directory, faults=Faults(requested(), directory)):
+                try:
+                    with ProgressBar(directory):
+                        _launch(planned, launcher, lease)
+                    finished = newest_step(directory) >= planned.config.train.num_steps
+                    status = "FINISHED" if finished else "KILLED"
+                except LaunchError as error:
+                    print(f"error: the workers failed: {error}", file=sys.stderr)
+                except KeyboardInterrupt:
+                    status = "KILLED"
+                    raise
+                finally:
+                    write_progress(directory, "sending metrics", newest_step(directory))
+                    _close(planned, lease, status)
+        except KeyboardInterrupt as error:
+            raise Interrupted(_kept(directory, status)) from error
     if status == "KILLED":
-        print("stopped with a checkpoint; the same command goes on from it", flush=True)
-    return exit_code
+        raise Interrupted(_kept(directory, status))
+    if status == "FINISHED":
+        print(at_the_end(planned), flush=True)
+    return 0 if status == "FINISHED" else _FAILED
+
+
+def _launch(planned: Plan, launcher: Launcher, lease: Lease) -> None:
+    """Raises LaunchError, and KeyboardInterrupt if a signal came before a step was done."""
+    directory, resources = planned.directory, _resources(planned.config.workers)
+    function = partial(train_worker, lease=lease)
+    before_restart = partial(_before_restart, directory, lease)
+    if launcher == "ray":
+        attempt = f"attempt-{uuid.uuid4().hex[:8]}"
+        launch_ray(function, directory, attempt, resources, _before_resize, before_restart)
+    else:
+        launch_local(function, directory, resources, before_restart)
+
+
+def _before_restart(directory: Path, lease: Lease) -> None:
+    """Under Ray in a process of Ray's own. The workers to come have done nothing that a stop could keep."""
+    if stop_signalled():
+        raise KeyboardInterrupt  # they failed while they stopped
+    write_progress(directory, "starting the workers again", newest_step(directory))
+    lease.check()
+
+
+def _before_resize(directory: Path) -> None:
+    request_checkpoint(directory)
+    write_progress(directory, "changing the number of workers", newest_step(directory))
+
+
+def _kept(directory: Path, status: str) -> str:
+    """The one line of an interrupted command."""
+    if status == "FINISHED":
+        return f"the run is finished; what MLflow does not have yet: python -m cluster upload {directory}"
+    if step := newest_step(directory):
+        return f"stopped with a checkpoint of step {step}; the same command goes on from it"
+    return "stopped before there was a checkpoint; the same command starts the run again"
+
+
+def _last_words(planned: Plan, lease: Lease) -> str:
+    """What a second signal leaves time for, in another thread: MLflow says KILLED, and the run is free for others."""
+
+    def say() -> None:
+        _close(planned, lease, "KILLED")
+        lease.release()
+        lines.append(_kept(planned.directory, "KILLED").replace("stopped", "ended at once", 1))
+        Uploader(planned.directory).drain(wait_seconds=0.5)
+
+    lines: list[str] = []
+    speaker = threading.Thread(target=say, name="last-words", daemon=True)
+    speaker.start()
+    speaker.join(_LAST_WORDS_SECONDS)
+    return lines[0] if lines else "ended at once; the same command goes on from the newest checkpoint"
 
 
 def _close(planned: Plan, lease: Lease, status: str) -> None:

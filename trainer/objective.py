@@ -1,4 +1,4 @@
-"""From a batch of bytes to one loss an image: flip, scale, draw t and noise by position, L_simple (Eq. 14)."""
+"""From a batch of bytes to one loss per image: flip, scale, draw t and noise by position, L_simple (Eq. 14)."""
 
 from dataclasses import dataclass
 

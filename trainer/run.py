@@ -13,13 +13,12 @@ import torch
 
 from cluster.fault import requested
 from cluster.lease import Lease, holding
+from cluster.run_directory import FINISHED, LEASE, RUN, newest_step
 from cluster.spool import Spool
-from cluster.storage import complete_directories
 from common.code import git_commit, installed_versions
 from common.files import read_json, write_json_atomic
 from common.redaction import redacted as redacted_uri
 from data_pipeline.storage.remote import is_remote, redacted
-from eval.results import checkpoint_step
 from models.config import ModelConfig, build_model
 from trainer.config.config import Config, digest, flatten, from_dict, to_dict
 from trainer.config.plan import Plan, num_parameters
@@ -32,7 +31,7 @@ _VERSIONED = ("rayddpm", "torch", "ray", "deepspeed", "mlflow", "webdataset", "t
 @contextmanager
 def run_lease(directory: Path) -> Iterator[Lease]:
     """The right to train the run in `directory`, for this process alone. Raises ValueError while another has it."""
-    path = directory / "lease.json"
+    path = directory / LEASE
     with holding(path, LEASE_STALE_SECONDS) as lease:
         if lease is None:
             raise ValueError(f"{directory} is being trained by another process, see {path}: wait for it, or stop it")
@@ -45,7 +44,7 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
     lease: held by the caller. Raises ValueError with a diff if the directory holds a run of other semantics, unless
     force_changes: then the diff goes into run.json, into every checkpoint from now on, and to MLflow.
     """
-    path = plan.directory / "run.json"
+    path = plan.directory / RUN
     previous = read_json(path) if path.exists() else None
     forced_changes = previous.get("forced_changes", []) if previous else []
     if previous is not None and (changed := _changes(plan, previous["semantics"])):
@@ -79,7 +78,7 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
     }
     if is_finished(plan):
         return False
-    (plan.directory / "FINISHED.json").unlink(missing_ok=True)
+    (plan.directory / FINISHED).unlink(missing_ok=True)
     write_json_atomic(path, run)
     _announce(plan, run)
     return True
@@ -87,7 +86,7 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
 
 def is_finished(plan: Plan) -> bool:
     """Whether the run has reached the number of steps that is asked for."""
-    path = plan.directory / "FINISHED.json"
+    path = plan.directory / FINISHED
     return path.exists() and bool(read_json(path)["step"] >= plan.config.train.num_steps)
 
 
@@ -95,7 +94,7 @@ def close_run(plan: Plan, lease: Lease, status: str) -> None:
     """status: FINISHED, FAILED or KILLED, as MLflow names them. Raises LostLeaseError if the run is another's now."""
     lease.check()
     if status == "FINISHED":
-        write_json_atomic(plan.directory / "FINISHED.json", {"step": plan.config.train.num_steps})
+        write_json_atomic(plan.directory / FINISHED, {"step": plan.config.train.num_steps})
     spool = Spool(plan.directory, "run")
     spool.status(status)
     spool.close()
@@ -150,9 +149,3 @@ def _refuse_misfits(plan: Plan, previous: Config) -> None:
 def _shapes(model: ModelConfig) -> dict[str, torch.Size]:
     with torch.device("meta"):
         return {name: parameter.shape for name, parameter in build_model(model).named_parameters()}
-
-
-def newest_step(directory: Path) -> int:
-    """The step of the newest checkpoint, 0 if there is none."""
-    checkpoints = complete_directories(directory / "checkpoints")
-    return checkpoint_step(checkpoints[-1].name) if checkpoints else 0

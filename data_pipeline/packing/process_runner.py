@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, resource_tracker
 
+from common.process import signals_held_back
 from data_pipeline.packing.pack import Task, TaskRunner, run_serially, run_task
 from data_pipeline.packing.writer import ShardNotes
 from data_pipeline.sources.source import ArraySource
@@ -37,9 +38,12 @@ def _run_in_pool(tasks: Sequence[Task], num_processes: int) -> Iterator[ShardNot
     others = set(active_children())
     # Not forked: the caller may have threads.
     context = get_context("spawn")
+    resource_tracker.ensure_running()  # it would unblock the signals that are held back below
     with ProcessPoolExecutor(num_processes, context, _end_with_parent, (os.getpid(),)) as pool:
         try:
-            futures = [pool.submit(run_task, task) for task in tasks]
+            # Started here. The terminal's Ctrl-C reaches them too, and each would answer with a traceback.
+            with signals_held_back():
+                futures = [pool.submit(run_task, task) for task in tasks]
             for future in as_completed(futures):
                 yield future.result()
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from common.code import ours_first
 from data_pipeline.packing.pack import Task, run_task
 from data_pipeline.packing.writer import ShardNotes
 
@@ -17,7 +18,8 @@ def run_on_ray(tasks: Sequence[Task]) -> Iterator[ShardNotes]:
 
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False)
+        with ours_first():
+            ray.init(log_to_driver=False)
     try:
         remote_task = ray.remote(num_cpus=1)(run_task)
         waiting = list(reversed(tasks))

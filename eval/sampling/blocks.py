@@ -67,7 +67,7 @@ class BlockWorker:
         return count
 
     def _features(self, block: int, first: int, count: int, beat: Callable[[], None]) -> np.ndarray:
-        at_once = min(self._settings.sampling_batch_size or self._settings.block_images, self._settings.block_images)
+        at_once = min(self._settings.batch_size or self._settings.block_images, self._settings.block_images)
         images = sample_images(self._snapshot, self._protocol, first, count, at_once, beat)
         if first < NUM_PREVIEW_IMAGES:
             _write(preview_path(self._folder, block), images[: NUM_PREVIEW_IMAGES - first].numpy())

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.run_directory import checkpoint_step
 from common.files import read_json, write_json_atomic
 from eval.errors import NOT_FINITE
 from eval.metrics.extractor import FeatureExtractor, build_extractor
@@ -19,7 +20,7 @@ from eval.metrics.reference import OpenImages, ReferenceCache
 from eval.metrics.scores import coverage, inception_score, kernel_distance
 from eval.metrics.statistics import FeatureStatistics, statistics_distance
 from eval.protocol import Protocol
-from eval.results import checkpoint_step, library_versions
+from eval.results import library_versions
 from eval.sampling.blocks import BlockWorker, missing_blocks, num_blocks, read_features, read_preview
 from eval.settings import EvaluationSettings
 

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.launch import in_ray_job
-from common.code import ROOT
+from common.code import ROOT, ours_first
 from eval.protocol import Protocol
 from eval.sampling.blocks import BlockWorker
 from eval.settings import EvaluationSettings, PoolSettings
@@ -143,9 +143,10 @@ def connect() -> None:
     if ray.is_initialized():
         return
     handler = signal.getsignal(signal.SIGTERM)
-    if joins_cluster():
-        ray.init(log_to_driver=False)
-    else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    with ours_first():
+        if joins_cluster():
+            ray.init(log_to_driver=False)
+        else:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's own would end the evaluator in the middle of a block

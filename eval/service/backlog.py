@@ -10,9 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.lease import is_held
-from cluster.storage import COMPLETE, complete_directories
+from cluster.run_directory import (
+    CHECKPOINTS,
+    EVALUATIONS,
+    FINISHED,
+    LEASE,
+    RUN,
+    checkpoint_step,
+    complete_checkpoints,
+)
 from eval.protocol import Protocol, from_description
-from eval.results import DONE, FAILED, SKIPPED, checkpoint_step, read_result, result_path
+from eval.results import DONE, FAILED, SKIPPED, read_result, result_path
 from eval.runs import read_run
 from eval.service.attempts import MAX_ATTEMPTS
 
@@ -67,7 +75,7 @@ def find_runs(storage: Path, name: str | None = None) -> list[Path]:
 
     One whose run.json cannot be used is left out, with one warning.
     """
-    found = storage.glob("*/run.json") if name is None else [storage / name / "run.json"]
+    found = storage.glob(f"*/{RUN}") if name is None else [storage / name / RUN]
     runs = []
     for path in sorted(path for path in found if path.is_file()):
         try:
@@ -79,23 +87,12 @@ def find_runs(storage: Path, name: str | None = None) -> list[Path]:
 
 
 def is_finished(run_directory: Path) -> bool:
-    return (run_directory / "FINISHED.json").exists()
+    return (run_directory / FINISHED).exists()
 
 
 def checkpoints_of(run_directory: Path) -> list[tuple[int, Path]]:
     """(step, folder) of the run's complete checkpoints, oldest first; of two attempts at one step the newer."""
-    found: dict[int, tuple[int, Path]] = {}
-    for path in complete_directories(run_directory / "checkpoints"):
-        try:
-            step = checkpoint_step(path.name)
-            committed = (path / COMPLETE).stat().st_mtime_ns
-        except ValueError as error:
-            warn_once(f"{path} is left alone: {error}")
-            continue
-        except FileNotFoundError:
-            continue  # deleted just now
-        found[step] = max(found.get(step, (0, path)), (committed, path))
-    return [(step, found[step][1]) for step in sorted(found)]
+    return sorted({checkpoint_step(path.name): path for path in complete_checkpoints(run_directory)}.items())
 
 
 def jobs_of_run(run_directory: Path, protocols: Sequence[Protocol], selection: Selection) -> list[Job]:
@@ -103,7 +100,7 @@ def jobs_of_run(run_directory: Path, protocols: Sequence[Protocol], selection: S
     run = read_run(run_directory)
     checkpoints = checkpoints_of(run_directory)
     last_steps = {run.get("num_steps")}
-    if checkpoints and not is_held(run_directory / "lease.json"):
+    if checkpoints and not is_held(run_directory / LEASE):
         last_steps.add(checkpoints[-1][0])  # nobody trains: it has ended, or was stopped early
     jobs = []
     for step, checkpoint in checkpoints:
@@ -122,10 +119,10 @@ def warn_once(text: str) -> None:
 def left_behind(run_directory: Path) -> list[Job]:
     """Evaluations with a result whose evaluator was killed before it had cleared up."""
     jobs = []
-    for folder in (run_directory / "evals").glob("*/.work-*"):
+    for folder in (run_directory / EVALUATIONS).glob("*/.work-*"):
         result = read_result(folder.with_name(f"{folder.name.removeprefix('.work-')}.json"))
         if result is not None and result["status"] in (DONE, SKIPPED):
-            checkpoint = run_directory / "checkpoints" / result["checkpoint"]
+            checkpoint = run_directory / CHECKPOINTS / result["checkpoint"]
             jobs.append(Job(run_directory, checkpoint, result["step"], from_description(result["protocol"])))
     return jobs
 
@@ -150,8 +147,3 @@ def is_final(result: Mapping[str, Any]) -> bool:
     if status == FAILED:
         return int(result.get("attempts", 1)) >= MAX_ATTEMPTS
     return status in (DONE, SKIPPED)
-
-
-def held_checkpoints(run_directory: Path) -> set[str]:
-    """Names of checkpoints that an evaluation holds right now: retention must leave them."""
-    return {path.parent.name for path in (run_directory / "evals").glob("*/*.lease") if is_held(path)}

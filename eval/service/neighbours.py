@@ -52,7 +52,7 @@ def find_neighbours(job: Job, settings: EvaluationSettings, num_samples: int = 8
     settings.prepare_process()
     extractor = build_extractor(protocol, settings.weights_folder, device)
     snapshot, images = load_snapshot(job.checkpoint, device), open_images(job.run_directory)
-    samples = sample_images(snapshot, protocol, 0, num_samples, settings.sampling_batch_size)
+    samples = sample_images(snapshot, protocol, 0, num_samples, settings.batch_size)
     cache = ReferenceCache(reference_folder(job.run_directory.parent))
     reference = cache.features(protocol, lambda: images, extractor, lambda: None)
     found = nearest(extractor(samples).numpy(), reference, NUM_NEIGHBOURS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from common.command_line import CommandLine, run
+
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from models.config import ModelConfig
 
@@ -52,6 +54,7 @@ def sample(
     """
     import torch
 
+    from models.cli.device import choose_device
     from models.cli.pictures import progress_bar
     from models.cli.registry_uri import open_snapshot
     from models.samplers import choose_process, to_uint8
@@ -109,7 +112,7 @@ def likelihood(
     snapshot: Path,
     data: Path,
     num_images: int | None = None,
-    num_steps: int | None = None,
+    num_sampling_steps: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     device: str = "auto",
@@ -124,8 +127,8 @@ def likelihood(
     Args:
         snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
         data: Folder of images of the model's size, packed data set, or .npz or .npy of uint8 (N, H, W, C).
-        num_images: Use the first so many images; all by default.
-        num_steps: Bound the shorter chain that visits so many evenly spaced timesteps; all by default.
+        num_images: Use this many images, the first ones; all by default.
+        num_sampling_steps: Bound the shorter chain that visits this many evenly spaced timesteps; all by default.
         seed: Noise of image i depends on the seed and i alone.
         batch_size: Images measured at a time; bounds the memory. By default fewer, the larger they are.
         device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
@@ -135,6 +138,7 @@ def likelihood(
     import torch
 
     from models.cli import image_files, likelihood_report
+    from models.cli.device import choose_device
     from models.cli.pictures import progress_bar
     from models.cli.registry_uri import open_snapshot
     from models.likelihood import variational_bound
@@ -143,7 +147,7 @@ def likelihood(
     if num_images is not None:
         _at_least("num_images", num_images, 1)
     loaded = open_snapshot(snapshot, choose_device(device), tracking_uri)
-    process = choose_process(loaded.diffusion, "ddpm", num_steps)
+    process = choose_process(loaded.diffusion, "ddpm", num_sampling_steps)
     bounds = []
     first_index = 0
     num_at_once = _batch_size(batch_size, loaded.model_config)
@@ -204,29 +208,6 @@ def import_snapshot(
     print(f"wrote {dest}")
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of a name, or with auto a GPU if there is one, set to compute in whole float32.
-
-    Raises ValueError if it does not exist.
-    """
-    import torch
-
-    from models.precision import use_tf32
-
-    use_tf32(False)
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device is {name!r}: choose auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name!r}: choose auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {name!r}, but this machine has {torch.cuda.device_count()} GPUs: use auto or cpu")
-    return device
-
-
 def _write_samples(images: np.ndarray, record: dict[str, Any], directory: Path) -> None:
     import numpy as np
 
@@ -250,3 +231,32 @@ def _batch_size(asked: int | None, config: ModelConfig) -> int:
 def _at_least(name: str, value: int, lowest: int) -> None:
     if value < lowest:
         raise ValueError(f"{name} is {value}: it must be at least {lowest}")
+
+
+COMMAND_LINE = CommandLine(
+    prog="python -m models",
+    description="Sample from trained diffusion models, measure their likelihood, convert and inspect them.",
+    commands={
+        "sample": sample,
+        "inspect": inspect,
+        "likelihood": likelihood,
+        "export": export_snapshot,
+        "import": import_snapshot,
+    },
+    examples=(
+        "sample runs/NAME/checkpoints/step-00100000-... --num-images 64 --sampler ddim --num-sampling-steps 50",
+        "likelihood snapshot data/photos --num-images 512",
+        "export snapshot out --format diffusers",
+    ),
+    interrupted=dict.fromkeys(
+        ("sample", "likelihood", "export", "import"), "interrupted; nothing was written, the same command starts anew"
+    ),
+    # Threads that spin while they wait make small networks several times slower on a machine that is busy with other
+    # work. Read by the OpenMP runtime when torch is first imported.
+    environment={"OMP_WAIT_POLICY": "PASSIVE"},
+)
+
+
+def main(arguments: Sequence[str], prog: str | None = None) -> int:
+    """Exit code: 0 done, 2 a user's error, 130 interrupted."""
+    return run(COMMAND_LINE, arguments, prog)

@@ -40,18 +40,8 @@ def write_grid(images: np.ndarray, file: Path, num_columns: int | None = None) -
 
 @contextmanager
 def progress_bar(title: str, num_steps: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while the block runs; call what it gives once per step, as a Progress."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    """Progress on stderr while the block runs; call what it gives once per step, as a Progress."""
+    from common.progress import progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=num_steps)
-        yield lambda done, total: bar.advance(task)
+    with progress(title, num_steps) as shown:
+        yield lambda done, total: shown.advance()

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -54,3 +55,51 @@ def test_the_uploader_goes_on_behind_unreadable_lines(tmp_path: Path) -> None:
     assert not uploader.pending()
     run_id = read_json(tmp_path / "spool" / "mlflow.json")["run_id"]
     assert [point.step for point in MlflowClient(uri).get_metric_history(run_id, "train/loss")] == [10, 20]
+
+
+def points(run_directory: Path) -> list[tuple[int, float]]:
+    return [(step, value) for step, value, _ in read_metrics(run_directory)["train/loss"]]
+
+
+def written(run_directory: Path, steps: range, loss: float, **start: Any) -> None:
+    """One attempt, from its first step to where it is killed."""
+    spool = Spool(run_directory, "train")
+    spool.start(steps.start - 1, **start)
+    for step in steps:
+        spool.metrics({"train/loss": loss}, step)
+    spool.close()
+
+
+def test_points_of_what_is_no_longer_trained_give_way_to_the_new_ones(tmp_path: Path) -> None:
+    """The checkpoint of step 2 is resumed with other values, twice; then the other run is killed and goes on."""
+    written(tmp_path, range(1, 6), 0.5, trained="one")
+    written(tmp_path, range(3, 5), 0.4, trained="another")
+    assert points(tmp_path) == [(1, 0.5), (2, 0.5), (3, 0.4), (4, 0.4)]
+    written(tmp_path, range(3, 6), 0.3, trained="another")
+    assert points(tmp_path) == [(1, 0.5), (2, 0.5), (3, 0.4), (4, 0.4), (5, 0.3)]
+    written(tmp_path, range(5, 6), 0.2, trained="one")
+    assert points(tmp_path) == [(1, 0.5), (2, 0.5), (3, 0.4), (4, 0.4), (5, 0.2)]
+
+
+@pytest.mark.parametrize(("known", "expected"), [(True, 0.5), (False, 0.4)])
+def test_a_spool_of_an_older_version_keeps_its_points_if_the_checkpoint_is_of_the_same(
+    tmp_path: Path, known: bool, expected: float
+) -> None:
+    old = Spool(tmp_path, "train")
+    for step in (1, 2, 3):
+        old.metrics({"train/loss": 0.5}, step)
+    old.close()
+    written(tmp_path, range(3, 4), 0.4, trained="one", known=known)
+    assert points(tmp_path) == [(1, 0.5), (2, 0.5), (3, expected)]
+
+
+def test_mlflow_shows_the_new_points_last(tmp_path: Path) -> None:
+    """It cannot delete a point, but takes the later of two at one step for the value."""
+    uri = default_tracking_uri(tmp_path)
+    write_json_atomic(tmp_path / "run.json", {"run": "r", "uid": "u", "tracking_uri": uri, "experiment": "tests"})
+    written(tmp_path, range(1, 4), 0.5, trained="one")
+    Uploader(tmp_path).drain()
+    written(tmp_path, range(3, 4), 0.4, trained="another")
+    Uploader(tmp_path).drain()
+    run_id = read_json(tmp_path / "spool" / "mlflow.json")["run_id"]
+    assert MlflowClient(uri).get_run(run_id).data.metrics["train/loss"] == 0.4

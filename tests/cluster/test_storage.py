@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -149,3 +150,21 @@ def test_atomic_json_replaces_and_leaves_no_temporary(tmp_path: Path) -> None:
     write_json_atomic(path, {"a": 2})
     assert os.listdir(tmp_path) == ["x.json"]
     assert '"a": 2' in path.read_text()
+
+
+def test_what_is_renamed_is_committed_though_its_folder_cannot_be_flushed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From the rename on no file can be opened, nor the folder, which is done to flush it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def reached(moment: str) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0 if moment == "before_rename" else soft, hard))
+
+    try:
+        directory = commit_directory(tmp_path, "step-1", write_two_files, {"step": 1}, reached)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert verify(directory)["step"] == 1
+    assert "may not survive a power cut: [Errno 24]" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]

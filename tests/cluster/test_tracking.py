@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from cluster.__main__ import main
 from cluster.background import BackgroundUploader
+from cluster.commands import main
 from cluster.spool import Spool, read_metrics
 from cluster.tracking import Uploader, UploadError, default_tracking_uri
 from common.files import read_json, write_json_atomic

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from models.cli.door import main
+from models.cli.commands import main
 from models.config import DiffusionConfig, ModelConfig, build_model
 from models.convert.tables import EXPORTS, IMPORTS
 from models.snapshot import load_snapshot, write_snapshot

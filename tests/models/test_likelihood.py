@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from models import philox
-from models.cli.door import main
+from models.cli.commands import main
 from models.cli.likelihood_report import summary
 from models.config import DiffusionConfig, ModelConfig, build_model
 from models.diffusion import GaussianDiffusion

@@ -12,10 +12,10 @@ from mlflow import MlflowClient
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from cluster.run_directory import step_of
 from cluster.storage import complete_directories
 from common.code import ROOT
 from common.files import read_json
-from trainer.checkpoint import step_of
 
 pytestmark = [pytest.mark.heavy, pytest.mark.ray, pytest.mark.timeout(1800)]
 

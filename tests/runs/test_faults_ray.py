@@ -14,6 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from cluster.run_directory import step_of
 from cluster.spool import read_metrics
 from cluster.storage import complete_directories
 from common.code import ROOT
@@ -22,7 +23,6 @@ from tests.cluster.test_elastic import two_nodes
 from tests.support.cluster import Cluster
 from tests.support.faults import TINY, assert_same_run, run
 from tests.support.trainer import losses, signal_another_thread
-from trainer.checkpoint import step_of
 
 pytestmark = [pytest.mark.heavy, pytest.mark.ray]
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cluster.run_directory import step_of
 from cluster.spool import read_metrics
 from cluster.storage import complete_directories
 from common.code import ROOT
 from common.files import read_json, write_json_atomic
 from tests.support.faults import TINY, Ended, Running, assert_same_run, audited, checkpoint_names, run, wait_for
 from tests.support.trainer import NO_GRADIENT, final_weights, losses
-from trainer.checkpoint import step_of
 
 pytestmark = pytest.mark.heavy
 
@@ -51,9 +52,10 @@ def test_nan_on_one_of_two_workers_stops_both_before_the_update(data: Path, stor
     fault = {"RAYDDPM_FAULT": "step.loss:step=6:rank=1:nan"}
     stopped = train(data, storage, "nan", "--workers.max_failures", "0", **fault)
     assert stopped.code == 1
-    assert (
-        "error: the workers failed: trainer.engines.base.NonFiniteError: the gradient of step 5 is not"
-        in stopped.output
+    assert re.search(
+        r"^error: the workers failed: worker [01] failed with NonFiniteError: the gradient of step 5 is not",
+        stopped.output,
+        re.MULTILINE,
     )
     directory = storage / "nan"
     rows = [

@@ -27,7 +27,8 @@ from models.ema import ExponentialMovingAverage
 from tests.support.processes import CONTEXT, settle
 from tests.support.trainer import TINY_MODEL, tiny_config
 from trainer.config.config import Config, from_dict, to_dict
-from trainer.engines.base import Engine, NonFiniteError, make_engine
+from trainer.engines.base import Engine, NonFiniteError
+from trainer.engines.table import make_engine
 from trainer.engines.zero import ZeroEngine
 from trainer.objective import Objective
 

@@ -1,19 +1,29 @@
+import dataclasses
 import json
 import math
 import shutil
+import subprocess
+import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
+from common import documentation
+from common.code import ROOT
 from common.files import read_json
 from tests.support.trainer import command, digits, tiny_config
 from trainer.command import main
-from trainer.config.config import from_dict, to_dict
+from trainer.config.config import Config, from_dict, to_dict
 from trainer.config.options import parse
 from trainer.config.plan import plan
 from trainer.config.presets import PRESETS
+from trainer.config.sections import MAX_SECONDS, WorkersConfig
+from trainer.engines.table import ENGINES
+from trainer.main import main as main_of_entry
 from trainer.run import open_run, run_lease
 
 
@@ -98,12 +108,64 @@ def test_a_file_that_is_no_config_is_named(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("mistyped", ["--train.sead=1", "--trian.seed=1", "trian.seed"])
-def test_a_mistyped_name_gets_one_proposal(mistyped: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("mistyped", ["--train.sead=1", "--trian.seed=1"])
+def test_a_mistyped_option_gets_one_proposal(mistyped: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown option --\S+; did you mean --train.seed\?$"):
+        parse([mistyped])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[trian]\nseed = 1\n", "unknown key trian.seed; did you mean train.seed?"),
+        ("[train]\nnum_steps = 'many'\n", "train.num_steps = many: a whole number is needed, without quotation marks"),
+        ("[train]\nnum_steps = 1.5\n", "train.num_steps = 1.5: a whole number is needed"),
+        ("[train]\nnum_steps = true\n", "train.num_steps = true: a whole number is needed"),
+        ("[train]\nprecision = 'fp31'\n", "did you mean fp32?"),
+        ("[run]\nname = 5\n", "run.name = 5: text in quotation marks is needed"),
+        ("[model]\nchannel_multipliers = [1, 'x']\n", "channel_multipliers = 1,x: a whole number is needed"),
+        ("[ema]\nwarmup = 1\n", "ema.warmup = 1: true or false is needed"),
+        ("preset = 'cifer10'\n", "did you mean cifar10?"),
+    ],
+)
+def test_what_a_file_says_wrongly_is_named_with_what_is_allowed(content: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text("[trian]\nseed = 1\n")
-    assert main([mistyped if mistyped.startswith("--") else f"--config={file}"]) == 2
-    assert capsys.readouterr().err.count("did you mean --train.seed?") == 1
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"^--config ") as error:
+        parse(["--config", str(file)])
+    assert said in str(error.value)
+
+
+def test_options_are_read_with_dashes_with_underscores_and_tuples_with_commas() -> None:
+    dashes = parse(["--train.num-steps", "7", "--model.channel-multipliers", "1,2", "--data.ledger"]).config
+    underscores = parse(["--train.num_steps=7", "--model.channel_multipliers=[1, 2]", "--data.ledger", "true"]).config
+    assert dashes == underscores
+    assert (dashes.train.num_steps, dashes.model.channel_multipliers, dashes.data.ledger) == (7, (1, 2), True)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_printed_config_read_as_a_file_is_the_same_config(
+    preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["--train.seed", "5", "--run.experiment", 'a "b" \\ é']
+    assert main_of_entry(["--preset", preset, *changes, "--print_config"]) == 0
+    file = tmp_path / "run.toml"
+    file.write_text(capsys.readouterr().out)
+    assert parse(["--config", str(file)]).config == parse(["--preset", preset, *changes]).config
+
+
+def test_help_shows_the_values_of_the_chosen_preset_and_what_every_field_means(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main_of_entry(["--help", "--preset", "cifar10"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "over all workers: a property of the run, whatever the number of workers. (default: 128)" in text
+    assert "cumulative). (default: 1,2,2,2)" in text
+    for section, kind in get_type_hints(Config).items():
+        texts = documentation.fields(kind)
+        for field in dataclasses.fields(kind):
+            assert f"--{section}.{field.name.replace('_', '-')} " in text
+            assert len(texts[field.name]) > 10
 
 
 def test_no_arguments_mean_the_demo() -> None:
@@ -114,7 +176,7 @@ def test_no_arguments_mean_the_demo() -> None:
     ("arguments", "named"),
     [
         (["--preset", "celebahq25"], "celebahq25"),
-        (["--train.global_batch_sise", "64"], "did you mean --train.global_batch_size"),
+        (["--train.global_batch_sise", "64"], "did you mean --train.global-batch-size"),
         (["--train.num_steps", "many"], "many"),
         (["--train.num_steps", "0"], "train.num_steps 0"),
         (["--config", "/nowhere.toml"], "--config /nowhere.toml does not exist"),
@@ -170,9 +232,9 @@ OUT_OF_RANGE = {
     "checkpoint.keep_every_steps": (-1,),
     "workers.max_failures": (-2,),
     "workers.cpus_per_worker": (0,),
-    "workers.step_timeout_seconds": (0,),
-    "workers.collective_timeout_seconds": (-5,),
-    "workers.resize_check_seconds": (0,),
+    "workers.step_timeout_seconds": (0, 10**14),
+    "workers.collective_timeout_seconds": (-5, 10**14),
+    "workers.resize_check_seconds": (0, 10**14),
     "run.storage": ("", "s3://bucket/x", "gs://bucket", "file:/srv/runs"),
     "run.experiment": ("", " "),
 }
@@ -188,6 +250,20 @@ def test_a_value_out_of_range_is_refused_by_name(section: str, field: str, value
     sections[section][field] = value
     with pytest.raises(ValueError, match=rf"^({section}\.)?{field} [^\n]*$"):
         from_dict(sections)
+
+
+def test_the_longest_timeout_is_one_that_torch_takes() -> None:
+    torch.distributed.HashStore().set_timeout(timedelta(seconds=MAX_SECONDS))
+
+
+def test_the_config_and_its_presets_are_read_without_torch() -> None:
+    """The command line's --help and completion need them within a second."""
+    program = "import sys, trainer.config.presets; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_every_choice_of_a_strategy_is_an_engine_and_every_engine_a_choice() -> None:
+    assert get_args(get_type_hints(WorkersConfig)["strategy"]) == tuple(ENGINES)
 
 
 def test_more_samples_than_can_be_counted_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

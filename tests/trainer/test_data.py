@@ -13,8 +13,8 @@ from data_pipeline.storage.manifest import Manifest
 from eval.runs import open_images
 from tests.support.data_servers import fetched, nginx
 from tests.support.trainer import losses, tiny_config, train_locally
-from trainer.config.config import DataConfig
 from trainer.config.plan import plan
+from trainer.config.sections import DataConfig
 
 _NUM_IMAGES = 40
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.launch import Worker
+from cluster.run_directory import step_of
 from cluster.spool import read_metrics
 from cluster.storage import complete_directories
 from common.code import ROOT
 from tests.support.faults import assert_same_run, wait_for
 from tests.support.trainer import command, tiny_config
-from trainer.checkpoint import step_of
 from trainer.config.plan import plan
 from trainer.engines.base import NonFiniteError
 from trainer.run import open_run, run_lease
@@ -66,8 +66,8 @@ def test_a_lost_worker_costs_a_restart_and_no_sample(
         assert "is silent for" in errors
         assert "rank 1 (pid" in errors
         stacks = (tmp_path / "run" / "stacks" / "rank-0.txt").read_text()
-        # It waits in the collective of a gradient, or of the metrics or the wish to stop after a step.
-        assert any(f'trainer/{place}.py", line' in stacks for place in ("engines", "hooks", "stop"))
+        # It waits in the collective of a gradient, or of the metrics or the request to stop after a step.
+        assert any(f'trainer/{place}.py", line' in stacks for place in ("engines/ddp", "hooks/window", "hooks/stop"))
 
 
 def test_a_diverging_run_stops_before_the_update_and_says_which_images_it_saw(

@@ -1,20 +1,29 @@
-"""The command line: preset, TOML file and options make a config; what is not understood is one line that helps."""
+"""The options of training: preset, TOML file and command line make a config; mistakes are one line that helps."""
 
-import argparse
-import difflib
-import re
+import dataclasses
+import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser
-
-from trainer.config.config import Config, to_dict
-from trainer.config.plan import Launcher
+from common import documentation
+from common.command_line import version
+from common.parser import Parser, dashed
+from common.suggest import did_you_mean
+from common.values import read_toml_value, show_value
+from trainer.config.config import Config, Launcher, to_dict
 from trainer.config.presets import PRESETS
 
+PROG = "python trainer/main.py"
 _DESCRIPTION = """Train a DDPM. Start with a preset, change any field with --section.field VALUE.
 The same command again resumes the run at its newest checkpoint."""
+_EXAMPLES = (
+    "--preset demo --launcher local",
+    "--preset celebahq64 --data.path data/photos --run.storage runs --train.num-steps 100000",
+    "--preset cifar10 --model.channel-multipliers 1,2,2 --dry-run",
+)
+_PRESET_KIND = Literal[tuple(PRESETS)]  # type: ignore[valid-type]
 
 
 class Options(NamedTuple):
@@ -25,35 +34,96 @@ class Options(NamedTuple):
     config: Config
 
 
-def parse(arguments: list[str]) -> Options:
-    """Preset < TOML file < --section.field, in whatever order they are given.
+def parse(arguments: list[str], prog: str = PROG) -> Options:
+    """Preset < TOML file < --section.field, in whatever order they are given. Prints and exits for --help and the like.
 
     Raises ValueError with one line for anything that is not understood, OSError for a file that cannot be read.
     """
-    try:
-        arguments = _files_first(arguments)
-        preset = _parser("demo").parse_args(arguments).preset
-        parser = _parser(preset)
-        parsed = parser.parse_args(arguments)
-        sections = parser.instantiate(parsed)
-    except ArgumentError as error:
-        raise ValueError(_one_line(str(error))) from error
-    config = Config(**{name: sections[name] for name in Config.__dataclass_fields__})
-    return Options(preset, parsed.launcher, parsed.dry_run, parsed.force_changes, config)
+    beginning = Parser(prog=prog, add_help=False)
+    _add_beginning(beginning, "demo")
+    start = vars(beginning.parse_known_args(dashed(arguments))[0])
+    file: dict[str, Any] = {}
+    for path in start.get("config", []):
+        file |= _read_file(path)
+    preset = start.get("preset", file.get("preset", "demo"))
+    given = vars(train_parser(preset, prog).parse_args(arguments))
+    config = _with_values(PRESETS[preset](), file | given)
+    if "print_config" in given:
+        print(as_toml(preset, config), end="")
+        raise SystemExit(0)
+    launcher = given.get("launcher", file.get("launcher", "ray"))
+    return Options(preset, launcher, "dry_run" in given, "force_changes" in given, config)
 
 
-def _files_first(arguments: list[str]) -> list[str]:
-    """The same arguments with --config before all others: the parser lets what comes later win."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config", action="append", default=[], type=Path)
-    found, others = finder.parse_known_args(arguments)
-    for path in found.config:
-        _check_file(path)
-    return [*(f"--config={path}" for path in found.config), *others]
+def as_toml(preset: str, config: Config) -> str:
+    """A file for --config that makes `config`."""
+    lines = [f'preset = "{preset}"']
+    for section, values in to_dict(config).items():
+        # Numbers, text, true and lists of them are written alike in JSON and in TOML.
+        lines += [
+            "",
+            f"[{section}]",
+            *(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()),
+        ]
+    return "\n".join(lines) + "\n"
 
 
-def _check_file(path: Path) -> None:
-    """Raises ValueError, naming the file, unless it is TOML whose sections are tables."""
+def train_parser(preset: str, prog: str) -> Parser:
+    """A parser that shows the preset's values as defaults."""
+    examples = "examples:\n" + "\n".join(f"  {prog} {example}" for example in _EXAMPLES)
+    about = documentation.summary(PRESETS[preset])
+    parser = Parser(
+        prog=prog,
+        description=f"{_DESCRIPTION}\n\nDefaults below are those of --preset {preset}: {about}",
+        epilog=examples,
+        usage=f"{prog} --preset NAME [--section.field VALUE ...]",
+    )
+    parser.add_argument("--version", action="version", version=version())
+    _add_beginning(parser, preset)
+    parser.add_value(
+        "--launcher", Launcher, "ray: workers on a Ray cluster; local: plain processes on this machine", "ray"
+    )
+    parser.add_value("--dry-run", bool, "print the resulting run as JSON and exit", action="store_true")
+    parser.add_value(
+        "--print-config", bool, "print the resulting config as TOML, for --config, and exit", action="store_true"
+    )
+    parser.add_value(
+        "--force-changes", bool, "go on with a run although what it trains was changed; recorded", action="store_true"
+    )
+    config = PRESETS[preset]()
+    for section, kind in _sections().items():
+        group = parser.add_argument_group(section, documentation.summary(kind))
+        texts = documentation.fields(kind)
+        for field, field_kind in get_type_hints(kind).items():
+            default = getattr(getattr(config, section), field)
+            given = {"nargs": "?", "const": True} if field_kind is bool else {}
+            parser.add_value(f"--{section}.{field}", field_kind, texts[field], default, group, **given)
+    return parser
+
+
+def _add_beginning(parser: Parser, preset: str) -> None:
+    """The options that decide what the others start from."""
+    parser.add_value("--preset", _PRESET_KIND, "the values to start from", preset)
+    parser.add_value(
+        "--config", Path, "TOML file with [section] tables; over the preset, under the options", action="append"
+    )
+
+
+def _sections() -> dict[str, type]:
+    return get_type_hints(Config)
+
+
+def _with_values(config: Config, values: dict[str, Any]) -> Config:
+    """`config` with those of the values that are called section.field."""
+    sections = {}
+    for section in _sections():
+        changed = {name.partition(".")[2]: value for name, value in values.items() if name.startswith(f"{section}.")}
+        sections[section] = dataclasses.replace(getattr(config, section), **changed)
+    return Config(**sections)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """section.field -> value of a TOML file, and its preset and launcher. Raises ValueError, naming the file."""
     if path.is_dir():
         raise ValueError(f"--config {path} is a folder: give a TOML file")
     if not path.exists():
@@ -62,47 +132,28 @@ def _check_file(path: Path) -> None:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"--config {path} is not TOML: {error}") from error
-    for section in Config.__dataclass_fields__.keys() & content.keys():
-        if not isinstance(content[section], dict):
+    kinds: dict[str, Any] = {"preset": _PRESET_KIND, "launcher": Launcher}
+    for section, kind in _sections().items():
+        if not isinstance(content.get(section, {}), dict):
             raise ValueError(
                 f"--config {path}: {section} is {content[section]!r}; write [{section}] and its fields below it"
             )
+        kinds |= {f"{section}.{field}": field_kind for field, field_kind in get_type_hints(kind).items()}
+    return {name: _read_value(path, kinds, name, value) for name, value in _flat(content)}
 
 
-def _parser(preset: str) -> ArgumentParser:
-    """A parser whose defaults are the preset's values."""
-    parser = ArgumentParser(
-        prog="python trainer/main.py",
-        description=_DESCRIPTION,
-        exit_on_error=False,
-        parser_mode="toml",
-        allow_abbrev=False,  # _files_first knows --config by its whole name only
-    )
-    parser.add_argument("--preset", type=Literal[tuple(PRESETS)], default=preset, help="the values to start from")
-    parser.add_argument(
-        "--config", action="config", help="TOML file with [section] tables; over the preset, under the options"
-    )
-    parser.add_argument("--launcher", type=Launcher, default="ray", help="local: plain processes on this machine")
-    parser.add_argument("--dry-run", action="store_true", help="print the resulting run as JSON and exit")
-    parser.add_argument(
-        "--force-changes", action="store_true", help="go on with a run although what it trains was changed; recorded"
-    )
-    values = to_dict(PRESETS[preset]())
-    for name, section in Config.__dataclass_fields__.items():
-        parser.add_class_arguments(section.type, name)
-        parser.set_defaults({f"{name}.{key}": value for key, value in values[name].items()})
-    return parser
+def _flat(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{field}".replace("-", "_"), inner) for field, inner in value.items())
+        else:
+            yield name, value
 
 
-def _one_line(message: str) -> str:
-    """The message without the parser's own wrapping, and with the nearest known option for a mistyped one."""
-    message = re.sub(r"\s+", " ", message).strip()
-    message = re.sub(r"a <class .(\w+).>|a typing\.Literal", lambda found: found[1] or "one of ", message)
-    message = re.sub(r"^Group '(\w+)' does not accept option '(\w+)'", r"unrecognized key: \1.\2", message)
-    message = re.sub(r"^Option '([\w.]+)' is not accepted", r"unrecognized key: \1", message)
-    unknown = re.match(r"unrecognized (?:arguments: --|key: )([\w.\-]+)", message)
-    if unknown:
-        known = [f"{s}.{f}" for s, fields in to_dict(PRESETS["demo"]()).items() for f in fields]
-        near = difflib.get_close_matches(unknown[1], known, n=1)
-        message += f"; did you mean --{near[0]}?" if near else "; --help lists what there is"
-    return message
+def _read_value(path: Path, kinds: dict[str, Any], name: str, value: Any) -> Any:
+    if name not in kinds:
+        raise ValueError(f"--config {path}: unknown key {name}{did_you_mean(name, kinds) or '; --help lists them'}")
+    try:
+        return read_toml_value(kinds[name], value)
+    except ValueError as error:
+        raise ValueError(f"--config {path}: {name} = {show_value(value)}: {error}") from None

@@ -5,7 +5,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -16,9 +16,8 @@ from data_pipeline.demo.sets import resolve_path
 from data_pipeline.storage.manifest import Manifest
 from data_pipeline.storage.shards import read_manifest, reading_options
 from models.config import build_model
-from trainer.config.config import Config, digest, semantics, to_dict
+from trainer.config.config import Config, Launcher, digest, semantics, to_dict
 
-Launcher = Literal["ray", "local"]
 _log = logging.getLogger(__name__)
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from models.config import DiffusionConfig, ModelConfig
-from trainer.config.config import (
+from trainer.config.config import Config
+from trainer.config.sections import (
     CheckpointConfig,
-    Config,
     DataConfig,
     EmaConfig,
     OptimConfig,

@@ -1,25 +1,23 @@
-"""One optimiser update over all workers: forward, backward, clipping, all-reduce, Adam.
+"""What an engine is: one optimiser update over all workers, and what all engines share.
 
-An engine is handed this worker's part of a global batch. Losses are summed over images and divided by the global batch
+An engine is given this worker's part of a global batch. Losses are summed over images and divided by the global batch
 size G, so that workers with one image more or less weigh right.
 """
 
-import math
-import warnings
-from contextlib import nullcontext
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cluster.launch import Worker
 from data_pipeline.loader import Batch
 from models.ema import ExponentialMovingAverage
 from models.precision import use_tf32
 from trainer import randomness
-from trainer.config.config import Config, EmaConfig, OptimConfig
+from trainer.config.config import Config
+from trainer.config.sections import EmaConfig, OptimConfig
 from trainer.objective import Objective
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -31,11 +29,12 @@ def cpu_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class StepResult(NamedTuple):
-    """losses: (b,) this worker's loss an image, detached; grad_norm: () L2 norm of the global gradient before the
-    global clip (after the slices' clips), equal on all workers."""
+    """What an update was made from."""
 
     losses: Tensor
+    """(b,) one loss per image of this worker, detached."""
     grad_norm: Tensor
+    """() L2 norm of the global gradient before the global clip, after the slices' clips; equal on all workers."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -77,26 +76,18 @@ class Engine(Protocol):
         """The inverse of `model_state` and `optimizer_state`. KeyError or RuntimeError if names or shapes differ."""
 
 
-def make_engine(model: nn.Module, objective: Objective, config: Config, worker: Worker) -> Engine:
-    """The engine that `workers.strategy` names. model: on any device, the same weights on every worker."""
-    if config.workers.compile:
-        model.compile()  # in place: its parameters keep their names
-    if config.workers.strategy == "ddp":
-        return DdpEngine(model, objective, config, worker)
-    # DeepSpeed takes seconds to import, and only these engines need it.
-    from trainer.engines.zero import ZeroEngine
-
-    return ZeroEngine(model, objective, config, worker)
-
-
 def make_adam(model: nn.Module, optim: OptimConfig) -> torch.optim.Adam:
     """Adam over all parameters, as in the paper, in one call for all of them."""
     betas = (optim.beta1, optim.beta2)
     return torch.optim.Adam(model.parameters(), lr=optim.learning_rate, betas=betas, eps=optim.eps, fused=True)
 
 
-class BaseEngine:
-    """What the engines share: schedule, precision, dropout's seeds, and passes of bounded size."""
+Part = tuple[Tensor, Tensor, float]
+"""Images (b, C, H, W) uint8, their sample counters (b,) int64, and the weight of each of their losses."""
+
+
+class BaseEngine(ABC):
+    """What the engines share: schedule, precision, dropout's seeds, micro-batches, and the clipping of slices."""
 
     module: nn.Module
 
@@ -129,15 +120,43 @@ class BaseEngine:
         images = batch.images.to(self._worker.device, non_blocking=True)
         return images, batch.counters.to(self._worker.device, non_blocking=True)
 
-    def _passes(self, images: Tensor, counters: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The batch in parts of at most `train.max_images_per_pass` images."""
-        size = self._config.train.max_images_per_pass or len(images)
-        return list(zip(images.split(size), counters.split(size), strict=True))
+    def _micro_batches(self, images: Tensor, counters: Tensor, weight: float) -> list[Part]:
+        """The images in parts of at most `train.max_images_per_pass`, each loss with the weight given."""
+        return _split(images, counters, self._config.train.max_images_per_pass or len(images), weight)
 
-    def _slices(self, images: Tensor, counters: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The batch in the parts that are clipped each for itself."""
+    def _slices(self, images: Tensor, counters: Tensor) -> list[Part]:
+        """The batch in the parts that are clipped each for itself; the weights give each slice's mean loss."""
         size = self._config.optim.clip_slice_images
-        return list(zip(images.split(size), counters.split(size), strict=True))
+        return _split(images, counters, size, 1 / size)
+
+    @property
+    def _num_slices(self) -> int:
+        """In a global batch."""
+        return self._config.train.global_batch_size // self._config.optim.clip_slice_images
+
+    @abstractmethod
+    def _backward_micro_batch(self, images: Tensor, counters: Tensor, weight: float) -> Tensor:
+        """Add the gradient of weight times the summed loss to .grad. Returns the losses, (b,), detached."""
+
+    def _sum_clipped_slices(self, slices: Iterable[Part], total: list[Tensor], slice_weight: float) -> Tensor:
+        """Add each slice's mean gradient, clipped to max_grad_norm, times slice_weight to `total`, which begins as 0.
+
+        The authors clip on each of 8 TPU cores before the all-reduce (tpu_utils.py:164-177); a slice is their core's
+        share, here a number of images, so that the result does not depend on the hardware.
+
+        total: one tensor per parameter, of the whole parameter's shape. Returns the losses, (b,); .grad is left at 0.
+        """
+        parameters = list(self.module.parameters())
+        losses = []
+        for images, counters, weight in slices:
+            for part in self._micro_batches(images, counters, weight):
+                losses.append(self._backward_micro_batch(*part))
+            nn.utils.clip_grad_norm_(parameters, self._config.optim.max_grad_norm)
+            # Their sizes are those of whole parameters also where an engine has divided the parameters by now.
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            torch._foreach_add_(total, gradients, alpha=slice_weight)
+            torch._foreach_zero_(gradients)
+        return torch.cat(losses)
 
     def _autocast(self) -> torch.autocast:
         bf16 = self._config.train.precision == "bf16"
@@ -148,113 +167,5 @@ class BaseEngine:
             group["lr"] = self.learning_rate(step)
 
 
-class DdpEngine(BaseEngine):
-    """Replicated weights, gradients averaged by torch's DistributedDataParallel."""
-
-    def __init__(self, model: nn.Module, objective: Objective, config: Config, worker: Worker):
-        super().__init__(objective, config, worker)
-        self.module = model.to(worker.device)
-        self._distributed = worker.world_size > 1
-        # The gradients of 1x1 convolutions come with other strides for the same memory layout, which is harmless.
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
-        self._model: nn.Module = DistributedDataParallel(self.module) if self._distributed else self.module
-        self.optimizer = make_adam(self.module, config.optim)
-
-    def step(self, batch: Batch) -> StepResult:
-        """The update number `batch.step` (zero-based). Raises NonFiniteError before weights change."""
-        images, counters = self._begin(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self._backward_slices(images, counters) if self._clips_slices else self._backward(images, counters)
-        parameters = list(self.module.parameters())
-        grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        # Reading the norm waits for the device; without it one NaN would reach the weights, the EMA and a checkpoint.
-        norm, max_norm = grad_norm.item(), self._config.optim.max_grad_norm
-        if not math.isfinite(norm):
-            raise NonFiniteError(batch, losses, grad_norm)
-        if 0 < max_norm < norm and not self._clips_slices:
-            nn.utils.clip_grads_with_norm_(parameters, max_norm, grad_norm)
-        self._set_learning_rate(self.optimizer.param_groups, batch.step)
-        self.optimizer.step()
-        return StepResult(losses, grad_norm)
-
-    def model_state(self) -> dict[str, Tensor]:
-        """Named weights in host memory. Collective: every rank calls it."""
-        return cpu_copies(dict(self.module.named_parameters()))
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Adam's moments in host memory, `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, and `step`."""
-        moments: dict[str, Tensor] = {}
-        step = torch.zeros(())
-        for name, parameter in self.module.named_parameters():
-            state = self.optimizer.state[parameter]
-            moments |= {f"{moment}.{name}": state[moment] for moment in MOMENTS}
-            step = state["step"]
-        return cpu_copies({**moments, "step": step})
-
-    def load_state(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
-        """The inverse of `model_state` and `optimizer_state`. KeyError or RuntimeError if names or shapes differ."""
-        self.module.load_state_dict(model)
-        for name, parameter in self.module.named_parameters():
-            state = {m: optimizer[f"{m}.{name}"].to(parameter) for m in MOMENTS}
-            # As Adam's fused call wants it.
-            self.optimizer.state[parameter] = {**state, "step": optimizer["step"].to(parameter.device, copy=True)}
-
-    def _backward(self, images: Tensor, counters: Tensor) -> Tensor:
-        """Gradient of the global batch's mean loss into .grad; passes of bounded size, one all-reduce at the last."""
-        passes = self._passes(images, counters)
-        losses = []
-        for number, (some_images, some_counters) in enumerate(passes, 1):
-            with nullcontext() if number == len(passes) else self._without_sync():
-                loss = self._losses(self._model, some_images, some_counters)
-                (loss.sum() * self._loss_weight).backward()
-            losses.append(loss.detach())
-        return torch.cat(losses)
-
-    def _backward_slices(self, images: Tensor, counters: Tensor) -> Tensor:
-        """Each slice's mean gradient clipped to max_grad_norm, then averaged over all slices into .grad.
-
-        The authors clip on each of 8 TPU cores before the all-reduce (tpu_utils.py:164-177); a slice is their core's
-        share, here a number of images, so that the result does not depend on the hardware.
-        """
-        optim, parameters = self._config.optim, list(self.module.parameters())
-        num_slices = self._config.train.global_batch_size // optim.clip_slice_images
-        total: list[Tensor] = []
-        losses = []
-        for some_images, some_counters in self._slices(images, counters):
-            self.optimizer.zero_grad(set_to_none=True)
-            losses.append(self._accumulate_slice(some_images, some_counters))
-            nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            if total:
-                torch._foreach_add_(total, gradients, alpha=1 / num_slices)
-            else:
-                torch._foreach_mul_(gradients, 1 / num_slices)
-                total = gradients
-        if self._distributed:
-            _all_reduce_sum(total)
-        for parameter, gradient in zip(parameters, total, strict=True):
-            parameter.grad = gradient
-        return torch.cat(losses)
-
-    def _accumulate_slice(self, images: Tensor, counters: Tensor) -> Tensor:
-        losses = []
-        for some_images, some_counters in self._passes(images, counters):
-            loss = self._losses(self.module, some_images, some_counters)
-            (loss.sum() / len(images)).backward()
-            losses.append(loss.detach())
-        return torch.cat(losses)
-
-    def _losses(self, model: nn.Module, images: Tensor, counters: Tensor) -> Tensor:
-        with self._autocast():
-            return self._objective.losses(model, images, counters)
-
-    def _without_sync(self) -> "nullcontext[None]":
-        return self._model.no_sync() if self._distributed else nullcontext()  # type: ignore[operator]
-
-
-def _all_reduce_sum(tensors: list[Tensor]) -> None:
-    """Sum over workers, in place, as one message."""
-    flat = torch.cat([t.flatten() for t in tensors])
-    dist.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+def _split(images: Tensor, counters: Tensor, size: int, weight: float) -> list[Part]:
+    return [(*part, weight) for part in zip(images.split(size), counters.split(size), strict=True)]

@@ -43,7 +43,7 @@ class ShardedExponentialMovingAverage(ExponentialMovingAverage):
         super().__init__({name: shard.view for name, shard in shards.items()}, decay, use_num_updates)
 
     def named_state(self) -> dict[str, Tensor]:
-        """The full averages, float32, in host memory. Collective: every rank calls it."""
+        """The full averages, float32 or float64 as the weights are, in host memory. Collective: every rank calls it."""
         averages = zip(self.names, self.shadow_params, strict=True)
         return {name: self._shards[name]._replace(view=average).gather().cpu() for name, average in averages}
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from cluster.launch import Worker
 from data_pipeline.loader import Batch
 from models.ema import ExponentialMovingAverage
-from trainer.config.config import Config, EmaConfig
+from trainer.config.config import Config
+from trainer.config.sections import EmaConfig
 from trainer.engines.base import MOMENTS, BaseEngine, NonFiniteError, StepResult, cpu_copies, make_adam
 from trainer.engines.sharded_ema import Shard, ShardedExponentialMovingAverage
 from trainer.engines.zero_float64 import ZERO_SETTINGS, float64_masters, float64_norm
@@ -108,47 +109,36 @@ class ZeroEngine(BaseEngine):
         self._publish_masters()
 
     def _backward(self, images: Tensor, counters: Tensor) -> Tensor:
-        """Gradient of the global batch's mean loss into DeepSpeed's buffers, in passes of bounded size."""
-        passes = [(*part, self._loss_weight) for part in self._passes(images, counters)]
-        num_losses = len(passes)
-        # Every pass is a collective, so all workers need as many as the one with most images; theirs counts nothing.
-        passes += [(images[:1], counters[:1], 0.0)] * (self._num_passes() - len(passes))
+        """Gradient of the global batch's mean loss into DeepSpeed's buffers, in micro-batches."""
+        parts = self._micro_batches(images, counters, self._loss_weight)
+        # Each micro-batch is a collective, so all workers need as many as the busiest; the added ones weigh nothing.
+        parts += [(images[:1], counters[:1], 0.0)] * (self._most_micro_batches() - len(parts))
         losses = []
-        for number, (some_images, some_counters, weight) in enumerate(passes, 1):
-            self._engine.set_gradient_accumulation_boundary(number == len(passes))
-            losses.append(self._pass(some_images, some_counters, weight))
-        return torch.cat(losses[:num_losses])
-
-    def _backward_slices(self, images: Tensor, counters: Tensor) -> Tensor:
-        """As the plain engine's: each slice's mean gradient clipped, then averaged. Needs memory for all gradients."""
-        optim, parameters = self._config.optim, list(self.module.parameters())
-        num_slices = self._config.train.global_batch_size // optim.clip_slice_images
-        dtype, device = self._objective.dtype, self._worker.device
-        total = [torch.zeros(shape, dtype=dtype, device=device) for shape in self._shapes.values()]
-        losses = []
-        slices = [(*part, 1 / optim.clip_slice_images) for part in self._slices(images, counters)]
-        # Every pass is a collective at stage 3, so all workers need as many as the busiest; theirs counts nothing.
-        most_slices = math.ceil(num_slices / self._worker.world_size)
-        slices += [(*slices[0][:2], 0.0)] * (most_slices - len(slices))
-        with self._engine.coalesce_grad_reduction():
-            for some_images, some_counters, weight in slices:
-                for part in self._passes(some_images, some_counters):
-                    losses.append(self._pass(*part, weight))
-                nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm)
-                # Their sizes are those of the whole weights at stage 3 too, where the weights are parts by now.
-                gradients = [p.grad for p in parameters if p.grad is not None]
-                torch._foreach_add_(total, gradients, alpha=self._worker.world_size / num_slices)
-                torch._foreach_zero_(gradients)
-            torch._foreach_copy_(gradients, total)
+        for number, part in enumerate(parts, 1):
+            self._engine.set_gradient_accumulation_boundary(number == len(parts))
+            losses.append(self._backward_micro_batch(*part))
         return torch.cat(losses)[: len(images)]
 
-    def _pass(self, images: Tensor, counters: Tensor, weight: float) -> Tensor:
-        """Backward of weight times the summed loss. Returns the losses, detached."""
+    def _backward_slices(self, images: Tensor, counters: Tensor) -> Tensor:
+        """Each slice's mean gradient clipped, then averaged over all slices. Needs memory for all gradients."""
+        dtype, device = self._objective.dtype, self._worker.device
+        total = [torch.zeros(shape, dtype=dtype, device=device) for shape in self._shapes.values()]
+        slices = self._slices(images, counters)
+        # Each micro-batch is a collective at stage 3, so all workers need as many slices as the busiest.
+        most_slices = math.ceil(self._num_slices / self._worker.world_size)
+        slices += [(*slices[0][:2], 0.0)] * (most_slices - len(slices))
+        with self._engine.coalesce_grad_reduction():
+            losses = self._sum_clipped_slices(slices, total, self._worker.world_size / self._num_slices)
+            torch._foreach_copy_([p.grad for p in self.module.parameters() if p.grad is not None], total)
+        return losses[: len(images)]
+
+    def _backward_micro_batch(self, images: Tensor, counters: Tensor, weight: float) -> Tensor:
         losses = self._objective.losses(self._engine, images, counters)
         self._engine.backward(losses.sum() * weight, scale_wrt_gas=False)
         return losses.detach()
 
-    def _num_passes(self) -> int:
+    def _most_micro_batches(self) -> int:
+        """Of the worker with most images."""
         most_images = math.ceil(self._config.train.global_batch_size / self._worker.world_size)
         return math.ceil(most_images / (self._config.train.max_images_per_pass or most_images))
 

@@ -1,4 +1,4 @@
-"""The fault points of a step, for runs that are given faults; others never come here."""
+"""The fault points of a step, for runs that are given faults; others have none of this."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields

@@ -1,7 +1,8 @@
 """How a run is asked to checkpoint or to end: signals, files, and notices that a machine will be taken away."""
 
+import contextlib
 import logging
-import os
+import multiprocessing
 import signal
 import sys
 import threading
@@ -15,12 +16,17 @@ import torch
 import torch.distributed as dist
 
 from cluster.launch import Worker
+from cluster.progress import has_trained
+from cluster.run_directory import CHECKPOINT_REQUEST, STOP
+from common.interrupt import handling_signals
+from common.progress import LINE_START
 from data_pipeline.loader import Batch
 from trainer.engines.base import StepResult
 
 _GO_ON, _CHECKPOINT, _STOP = 0, 1, 2
-_SAME_WISH_SECONDS = 2.0
 _log = logging.getLogger(__name__)
+_signalled = threading.Event()
+"""Whether a signal has asked this process to end the run. Signals belong to a process, and so does this."""
 
 
 class Stopped(Exception):  # noqa: N818 (an end, not an error)
@@ -42,43 +48,65 @@ class StopHook:
         self._stop_path, self._checkpoint_path = stop_path(run_directory), checkpoint_path(run_directory)
         self._worker, self._checkpoint = worker, checkpoint
         self._looked, self._answered_notice = 0.0, False
+        self._answered_file = False
+        self._cannot_look = False
 
     def __call__(self, step: int, batch: Batch, result: StepResult) -> None:
-        wish = torch.tensor(float(self._wish()), device=self._worker.device)
+        request = torch.tensor(float(self._request()), device=self._worker.device)
         if self._worker.world_size > 1:
-            dist.all_reduce(wish, dist.ReduceOp.MAX)
-        agreed = int(wish.item())
+            dist.all_reduce(request, dist.ReduceOp.MAX)
+        agreed = int(request.item())
         if agreed == _STOP:
             raise Stopped(step)
         if agreed == _CHECKPOINT:
             self._answered_notice = self._worker.notified()
             self._checkpoint(step)
             if self._worker.rank == 0:
-                self._checkpoint_path.unlink(missing_ok=True)
+                self._answer()
 
-    def _wish(self) -> int:
-        asked = self._asked() if self._worker.rank == 0 else _GO_ON
+    def _request(self) -> int:
+        if _signalled.is_set():
+            return _STOP
+        asked = self._look() if self._worker.rank == 0 else _GO_ON
         return max(asked, _CHECKPOINT if self._worker.notified() and not self._answered_notice else _GO_ON)
 
-    def _asked(self) -> int:
-        """Looks at the storage at most four times a second: it may be a network folder."""
+    def _look(self) -> int:
+        """Looks at the storage at most four times a second: it may be a network folder, which may be away for a while.
+
+        It ends nothing that a look fails: what training really needs of the storage, its checkpoints, says so itself.
+        """
         now = time.monotonic()
         if now - self._looked < 0.25:
             return _GO_ON
         self._looked = now
-        if self._stop_path.exists():
-            return _STOP
-        return _CHECKPOINT if self._checkpoint_path.exists() else _GO_ON
+        try:
+            stop, checkpoint = self._stop_path.exists(), self._checkpoint_path.exists()
+        except OSError as error:
+            if not self._cannot_look:
+                _log.warning("cannot see whether a stop is asked for, and look again: %s", error)
+            self._cannot_look = True
+            return _GO_ON
+        self._cannot_look = False
+        self._answered_file = self._answered_file and checkpoint
+        return _STOP if stop else _CHECKPOINT if checkpoint and not self._answered_file else _GO_ON
+
+    def _answer(self) -> None:
+        """The request is met: its file goes. One that cannot be deleted is not met again."""
+        self._answered_file = True
+        try:
+            self._checkpoint_path.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("the checkpoint that was asked for is written, but %s", error)
 
 
 def stop_path(run_directory: Path) -> Path:
     """The file that asks a run to checkpoint and end."""
-    return run_directory / "STOP"
+    return run_directory / STOP
 
 
 def checkpoint_path(run_directory: Path) -> Path:
     """The file that asks a run to checkpoint after the step it is in; gone once the checkpoint is committed."""
-    return run_directory / "CHECKPOINT"
+    return run_directory / CHECKPOINT_REQUEST
 
 
 def request_checkpoint(run_directory: Path, timeout_seconds: float = 120.0) -> None:
@@ -100,32 +128,42 @@ def request_checkpoint(run_directory: Path, timeout_seconds: float = 120.0) -> N
 
 
 @contextmanager
-def signals_stop(run_directory: Path) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the workers to checkpoint and end; seconds later, a second one ends this process at once.
+def signals_stop(run_directory: Path, at_once: Callable[[], str], under_ray: bool = False) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the workers to checkpoint and end; a second one ends this process and its workers at once.
 
-    Not sooner: timeout(1) and some schedulers send a signal to a process and then again to all of its group.
+    While no step has been done since the workers were started, there is nothing to checkpoint, and perhaps no worker
+    that looks: then the first one already raises KeyboardInterrupt. at_once: see `handling_signals`.
     """
-    asked = 0.0
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if not asked:
-            asked = time.monotonic()
-            stop_path(run_directory).touch()
-            print("stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
-        elif time.monotonic() - asked > _SAME_WISH_SECONDS:
-            for each, handler in previous.items():
-                signal.signal(each, handler)
-            os.kill(os.getpid(), number)
-
-    for number in previous:
-        signal.signal(number, ask)
     try:
-        yield
+        with handling_signals(lambda number: _ask_to_stop(run_directory, under_ray), at_once):
+            yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        _signalled.clear()
+
+
+def stop_signalled() -> bool:
+    """Whether a signal has asked this process to end the run."""
+    return _signalled.is_set()
+
+
+def _ask_to_stop(run_directory: Path, under_ray: bool) -> None:
+    _signalled.set()
+    if not has_trained(run_directory):
+        raise KeyboardInterrupt
+    try:
+        stop_path(run_directory).touch()
+    except OSError as error:
+        how = "they are ended without a checkpoint" if under_ray else "they are sent a signal"
+        _say(f"cannot write {stop_path(run_directory)} ({error.strerror}), by which workers are asked to stop: {how}")
+        if under_ray:
+            raise KeyboardInterrupt from error
+        for process in multiprocessing.active_children():
+            process.terminate()
+    _say("stopping after this step, with a checkpoint; once more to stop at once")
+
+
+def _say(line: str) -> None:
+    print(f"{LINE_START if sys.stderr.isatty() else ''}{line}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -138,7 +176,14 @@ def sigterm_stops(run_directory: Path) -> Iterator[None]:
     if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, lambda number, frame: stop_path(run_directory).touch())
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        _signalled.set()
+        with contextlib.suppress(OSError):  # a full disk; the workers agree on the stop without the file
+            stop_path(run_directory).touch()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked in a process that was just started
     try:
         yield
     finally:

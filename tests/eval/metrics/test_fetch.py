@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from eval.__main__ import main
+from eval.cli.commands import main
 from eval.errors import BlockedError
 from eval.metrics.fetch import fetch
 from eval.metrics.reference import ReferenceCache, reference_folder

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from eval.__main__ import main
+from eval.cli.commands import main
 from eval.protocol import parse_protocol
 from eval.registry import best_result
 from eval.reports.paper import PUBLISHED, differences, format_number, paper_table

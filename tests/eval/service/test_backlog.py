@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.lease import try_lease
+from cluster.run_directory import held_checkpoints
 from cluster.storage import remove_directory
 from common.files import read_json, write_json_atomic
 from eval.protocol import parse_protocol
@@ -16,7 +17,6 @@ from eval.service.backlog import (
     MAX_ATTEMPTS,
     Selection,
     find_runs,
-    held_checkpoints,
     is_final,
     jobs_of_run,
     pending_jobs,

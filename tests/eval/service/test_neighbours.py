@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from eval.__main__ import main
+from eval.cli.commands import main
 from eval.service.neighbours import nearest
 from tests.support.evaluation import make_run
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.__main__ import main as eval_main
-from models.cli.door import main
+from eval.cli.commands import main as eval_main
+from models.cli.commands import main
 from models.cli.registry_uri import open_snapshot
 from models.snapshot import load_snapshot
 from tests.eval.reports.test_report import add_result

@@ -13,7 +13,8 @@ from models.config import build_model
 from models.diffusion import GaussianDiffusion
 from tests.support.trainer import NO_GRADIENT, TINY_MODEL, final_weights, losses, tiny_config, train_locally
 from trainer.config.config import Config
-from trainer.engines.base import DdpEngine, NonFiniteError
+from trainer.engines.base import NonFiniteError
+from trainer.engines.ddp import DdpEngine
 from trainer.objective import Objective
 
 CPU = Worker(0, 1, torch.device("cpu"))
@@ -40,25 +41,25 @@ FLOAT64 = {"precision": "fp64", "global_batch_size": 13, "num_steps": 50}
 
 @pytest.fixture(scope="module")
 def in_one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one worker in one pass."""
+    """The run of one worker without micro-batches."""
     return train_locally(tiny_config(data, tmp_path_factory.mktemp("one"), "one", train=FLOAT64)).directory
 
 
 @pytest.mark.parametrize("variant", [(1, 5), (3, 2)], ids=str)
-def test_losses_and_weights_do_not_depend_on_workers_and_passes(
+def test_losses_and_weights_do_not_depend_on_workers_and_micro_batches(
     data: Path, tmp_path: Path, in_one: Path, variant: tuple[int, int]
 ) -> None:
     """Float64, so that only the order of sums differs: a wrong weight, sample or draw would show at once.
 
-    The whole trainer; the engines by themselves, all of them, are in test_trainer_zero.py.
+    The whole trainer; the engines by themselves, all of them, are in test_zero.py.
     """
-    num_workers, images_per_pass = variant
+    num_workers, max_images = variant
     changed = tiny_config(
         data,
         tmp_path,
         "other",
         checkpoint={"every_steps": 50},
-        train=FLOAT64 | {"max_images_per_pass": images_per_pass},
+        train=FLOAT64 | {"max_images_per_pass": max_images},
         workers={"num_workers": num_workers},
     )
     other = train_locally(changed).directory
