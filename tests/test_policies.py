@@ -39,7 +39,7 @@ ONCE = {
     r"def _?(sha256|digest)_of(_file)?\b|hashlib\.file_digest\(": {"common/files.py"},
     r"def _?redacted\b": {"common/redaction.py"},
     r"def _?(make_)?grid\b": {"common/pictures.py"},
-    r"\bProgress\(|from rich\.progress import": {"common/progress.py"},
+    r"from rich\.(progress|live) import": {"common/progress.py"},
     r"\bArgumentParser\(": {"common/command_line.py"},
 }
 

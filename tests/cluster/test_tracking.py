@@ -120,6 +120,7 @@ def test_trainer_and_evaluator_share_one_mlflow_run(run_directory: Path) -> None
     Uploader(run_directory).drain()
     client, run_id = mlflow_run(run_directory)
     experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
     assert len(client.search_runs([experiment.experiment_id])) == 1
     assert client.get_run(run_id).data.metrics == {"train/loss": 0.5, "eval/fd": 3.0}
 
