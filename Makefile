@@ -6,17 +6,17 @@ PIP_OPTIONS := --quiet --disable-pip-version-check --constraint constraints.txt
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test test-processes test-ray test-deps lint format bench clean
+.PHONY: help install demo test test-all test-deps lint format bench clean
 
 help:
-	@echo "make install | demo [DEMO=digits|faces] | test | lint | format | bench | clean"
+	@echo "make install | demo [DEMO=digits|faces] | test | test-all | lint | format | bench | clean"
 
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable '.[dev]'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable '.[all,dev]'
 	# The tutorial's package, for comparison in tests: its U-Net needs nothing but torch, its dependencies are many.
 	$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps labml-nn
 	touch $@
@@ -24,16 +24,14 @@ install: .venv/installed
 demo: install
 	@$(BIN)/python -m cluster demo $(DEMO)
 
-# Two files at a time; then, one beside the other, what starts several processes without Ray and with it.
+# Two processes share the tests, file by file and the longest first; Ray's stay in one of them (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not heavy"
-	$(MAKE) --jobs 2 --keep-going --output-sync=line test-processes test-ray
+	$(PYTEST) -m "not slow"
 
-test-processes: install
-	$(BIN)/python -m pytest -m "heavy and not ray"
-
-test-ray: install
-	$(BIN)/python -m pytest -m "heavy and ray"
+# What repeats a property at other sizes as well, and the whole demo: half an hour.
+test-all: install
+	$(PYTEST)
 
 # Debian packages that some tests need; without them those tests skip (and fail where CI=true is set).
 test-deps:

@@ -77,7 +77,7 @@ class Files(Dataset[torch.Tensor]):
 if importlib.util.find_spec("streaming"):
     import streaming
 
-    class Mosaic(streaming.StreamingDataset):  # type: ignore[misc]
+    class Mosaic(streaming.StreamingDataset):
         """MosaicML's dataset with a decoder of choice."""
 
         def __init__(self, decode: Decode, **settings: Any) -> None:
@@ -91,7 +91,7 @@ if importlib.util.find_spec("streaming"):
 if importlib.util.find_spec("litdata"):
     import litdata
 
-    class Lit(litdata.StreamingDataset):  # type: ignore[misc]
+    class Lit(litdata.StreamingDataset):
         """litdata's dataset with a decoder of choice."""
 
         def __init__(self, decode: Decode, *arguments: Any, **settings: Any) -> None:

@@ -68,6 +68,8 @@ def random_state() -> dict[str, torch.Tensor]:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
         elif isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.normal_(module.running_mean, std=0.05)
             nn.init.uniform_(module.running_var, 0.8, 1.25)
     return network.state_dict()

@@ -235,7 +235,7 @@ def stalls(steps: list[Step]) -> dict[str, float]:
     """
     # The checkpoint of step s is taken at its end and written during later ones.
     after: dict[int, list[float]] = {1: [], 2: [], 3: []}
-    others = []
+    others: list[float] = []
     for step in steps:
         after.get(step.number % CHECKPOINT_STEPS, others).append(step.ended - step.started)
     following = [seconds for column in after.values() for seconds in column]

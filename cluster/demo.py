@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -29,20 +29,21 @@ class DemoError(RuntimeError):
     """A step of the demo failed; the message is what it printed last."""
 
 
-def run_demo(subject: Literal["digits", "faces"], folder: Path) -> None:
+def run_demo(subject: Literal["digits", "faces"], folder: Path, options: Sequence[str] = ()) -> None:
     """Pack, train on 2 Ray workers with evaluation beside, sample, report. Run again, it resumes or says so.
 
-    folder: `data/`, `runs/` and `reports/` are made here. Raises Interrupted on Ctrl-C.
+    folder: `data/`, `runs/` and `reports/` are made here. options: of the training, beside the preset's.
+    Raises Interrupted on Ctrl-C.
     """
     try:
-        _run_demo(subject, folder)
+        _run_demo(subject, folder, options)
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"the demo is stopped; what is done is kept in {folder}, and the same command goes on from there"
         ) from error
 
 
-def _run_demo(subject: Literal["digits", "faces"], folder: Path) -> None:
+def _run_demo(subject: Literal["digits", "faces"], folder: Path, options: Sequence[str]) -> None:
     started = time.monotonic()
     folder = folder.resolve()
     data, storage = folder / "data" / subject, folder / "runs"
@@ -54,7 +55,7 @@ def _run_demo(subject: Literal["digits", "faces"], folder: Path) -> None:
     cluster = local.up(with_this_process=True)
     ours = cluster.owner_pid == os.getpid()
     try:
-        _train_and_evaluate(Jobs(cluster.dashboard), subject, data, storage, run_directory)
+        _train_and_evaluate(Jobs(cluster.dashboard), subject, data, run_directory, options)
     finally:
         if ours:
             local.down()
@@ -74,12 +75,14 @@ def _run_demo(subject: Literal["digits", "faces"], folder: Path) -> None:
     print(f"  MLflow   {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}")
 
 
-def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, storage: Path, run_directory: Path) -> None:
+def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, run_directory: Path, options: Sequence[str]) -> None:
     """Two Ray jobs: the training, and beside it the evaluator, which ends when every checkpoint has its number."""
+    storage = run_directory.parent
     train = shlex.join(
         [
             *("python", "trainer/main.py", "--preset", _PRESETS[subject]),
             *("--run.name", run_directory.name, "--run.storage", str(storage), "--data.path", str(data)),
+            *options,
         ]
     )
     evaluate = shlex.join(

@@ -3,6 +3,8 @@
 import ast
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -19,7 +21,7 @@ ALLOWED = {
     "eval": {"common", "models", "data_pipeline", "cluster"},
     "trainer": {"common", "models", "data_pipeline", "cluster", "eval"},
 }
-DOORS = {
+ENTRY_POINTS = {
     "models/__main__.py",
     "data_pipeline/__main__.py",
     "cluster/__main__.py",
@@ -27,18 +29,23 @@ DOORS = {
     "trainer/main.py",
     "trainer/rayddpm.py",
 }
-"""`python -m PACKAGE` each, and the one command over them all."""
-HEAVY = {
-    "mlflow": {"cluster/tracking.py", "eval/registry.py", "models/cli/registry_uri.py"},
-    "deepspeed": {"trainer/engines/zero.py"},
-    "webdataset": {"data_pipeline/packing/writer.py"},
-    "cleanfid": {"eval/metrics/inception.py"},
-    "torch_ema": {"models/ema.py"},
+# Folders that may hold more than MAX_FILES files of code, and why.
+WIDE = {"cluster": "a flat package of small parts, none of which is made of others"}
+MAX_FILES, MAX_LINES, MAX_TEST_LINES, MAX_FUNCTION_LINES = 15, 250, 350, 40
+# What is written once, by the only files that may contain it.
+ONCE = {
+    r"def read_json\b": {"common/files.py"},
+    r"def (_?write_(json|text|bytes)_atomic)\b": {"common/files.py"},
+    r"def _?(sha256|digest)_of(_file)?\b|hashlib\.file_digest\(": {"common/files.py"},
+    r"def _?redacted\b": {"common/redaction.py"},
+    r"def _?(make_)?grid\b": {"common/pictures.py"},
+    r"from rich\.(progress|live) import": {"common/progress.py"},
+    r"\bArgumentParser\(": {"common/command_line.py"},
 }
 
 
-def sources(room: str) -> list[Path]:
-    return sorted((ROOT / room).rglob("*.py"))
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
@@ -52,35 +59,22 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_imports_run_one_way(room: str) -> None:
-    forbidden = ALLOWED.keys() - ALLOWED[room] - {room}
-    offenders = {str(p.relative_to(ROOT)): imported(p) & forbidden for p in sources(room) if imported(p) & forbidden}
-    assert sources(room)
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_run_one_way(package: str) -> None:
+    forbidden = ALLOWED.keys() - ALLOWED[package] - {package}
+    offenders = {str(p.relative_to(ROOT)): imported(p) & forbidden for p in sources(package) if imported(p) & forbidden}
+    assert sources(package)
     assert not offenders
 
 
-def test_every_room_has_one_door() -> None:
+def test_every_package_has_one_command_line() -> None:
     with_main = {
         p.relative_to(ROOT).as_posix()
-        for room in ALLOWED
-        for p in sources(room)
+        for package in ALLOWED
+        for p in sources(package)
         if re.search(r'__name__ == "__main__"', p.read_text())
     }
-    assert with_main == DOORS
-
-
-def test_ray_is_imported_only_where_things_are_launched_or_served() -> None:
-    importers = {p.relative_to(ROOT).as_posix() for room in ALLOWED for p in sources(room) if "ray" in imported(p)}
-    assert importers
-    allowed = ("cluster/", "eval/sampling/ray_pool.py", "eval/web/serve.py", "data_pipeline/packing/ray_runner.py")
-    assert all(name.startswith(allowed) for name in importers), importers
-
-
-@pytest.mark.parametrize("library", HEAVY)
-def test_heavy_libraries_stay_in_few_files(library: str) -> None:
-    importers = {p.relative_to(ROOT).as_posix() for room in ALLOWED for p in sources(room) if library in imported(p)}
-    assert importers <= HEAVY[library]
+    assert with_main == ENTRY_POINTS
 
 
 def test_no_file_of_the_trainer_hides_a_module() -> None:
@@ -115,27 +109,28 @@ def test_the_architecture_page_says_what_each_file_says_of_itself() -> None:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Our own modules that `path` imports when it is imported: not those inside functions or for type checkers only."""
-    found = set()
-    nodes = list(ast.parse(path.read_text()).body)
+    """Our own modules that `path` imports, inside functions too: a late import is a circle still. Those that are for
+    type checkers only are none."""
+    found: set[str] = set()
+    nodes: list[ast.AST] = [ast.parse(path.read_text())]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.If):
-            nodes += node.orelse if ast.unparse(node.test) == "TYPE_CHECKING" else [*node.body, *node.orelse]
-        elif isinstance(node, ast.Try | ast.With):
-            nodes += node.body
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes += node.orelse
+        else:
+            nodes += ast.iter_child_nodes(node)
     return found
 
 
 def test_no_circle_of_imports() -> None:
     modules = {
         path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
-        for room in ALLOWED
-        for path in sources(room)
+        for package in ALLOWED
+        for path in sources(package)
     }
     graph = {name: imports_of(path) & modules.keys() for name, path in modules.items()}
     assert graph["trainer.loop"]
@@ -143,6 +138,55 @@ def test_no_circle_of_imports() -> None:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail("a circle of imports: " + " -> ".join(error.args[1]))
+
+
+def all_code() -> list[Path]:
+    return [path for package in ALLOWED for path in sources(package)]
+
+
+def names(paths: Iterable[Path]) -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for path in paths}
+
+
+def num_lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def test_no_folder_holds_more_files_than_a_reader_takes_in() -> None:
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in all_code() if path.name != "__init__.py")
+    assert {folder for folder, number in counts.items() if number > MAX_FILES} <= WIDE.keys()
+
+
+def test_no_file_is_longer_than_a_few_screens() -> None:
+    tests = [*sources("tests"), *sources("benchmarks")]
+    assert names(path for path in all_code() if num_lines(path) > MAX_LINES) == set()
+    assert names(path for path in tests if num_lines(path) > MAX_TEST_LINES) == set()
+
+
+def test_every_function_fits_on_a_screen() -> None:
+    """Without its docstring."""
+    long = set()
+    for path in all_code():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[0]
+                described = ast.get_docstring(node) is not None
+                docstring = (first.end_lineno or 0) - first.lineno + 1 if described else 0
+                if (node.end_lineno or 0) - node.lineno + 1 - docstring > MAX_FUNCTION_LINES:
+                    long.add(f"{path.relative_to(ROOT)}:{node.name}")
+    assert long == set()
+
+
+@pytest.mark.parametrize("pattern", ONCE)
+def test_what_several_packages_need_is_written_once(pattern: str) -> None:
+    assert names(path for path in all_code() if re.search(pattern, path.read_text())) <= ONCE[pattern]
+
+
+def test_tests_lie_where_what_they_test_lies() -> None:
+    """Each folder of tests is one of the code, but for what several share, and whole runs."""
+    folders = {path.parent.relative_to(ROOT / "tests") for path in sources("tests")}
+    own = {Path(), Path("runs"), Path("support")}
+    assert {folder.as_posix() for folder in folders - own if not (ROOT / folder).is_dir()} == set()
 
 
 def constraints() -> list[str]:

@@ -140,7 +140,7 @@ class LmdbSource(FilesSource):
 
     @contextmanager
     def _reading(self, buffers: bool = False) -> Iterator[Any]:
-        lmdb, path = _optional_module("lmdb", "lmdb"), self._paths[0]
+        lmdb, path = _optional_module("lmdb", "rayddpm[lmdb]"), self._paths[0]
         try:
             if self._handle is None:
                 self._handle = _open_lmdb(lmdb, path)
@@ -202,4 +202,4 @@ def _optional_module(name: str, package: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"reading this source needs the package {package}: pip install {package}") from error
+        raise ValueError(f"reading this source needs more packages: pip install '{package}'") from error

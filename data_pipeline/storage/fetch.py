@@ -174,8 +174,8 @@ def _file_system(url: str, settings: FetchSettings) -> tuple[Any, str, tuple[typ
             errors = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
             return system, url.removeprefix("s3://"), (*transient, *errors)
     except ImportError as error:
-        package = "s3fs" if scheme == "s3" else "fsspec[http]"
-        raise ValueError(f"reading {scheme}:// needs the package {package}: pip install '{package}'") from error
+        package = "rayddpm[s3]" if scheme == "s3" else "fsspec[http]"
+        raise ValueError(f"reading {scheme}:// needs more packages: pip install '{package}'") from error
     raise ValueError(
         f"data path {redacted(url)!r} has scheme {scheme!r}; allowed are http, https, s3 or a local folder"
     )

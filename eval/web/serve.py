@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from typing import Any
 from eval.backlog import Selection
 from eval.protocol import Protocol
 from eval.sampling.ray_pool import connect, joins_cluster
-from eval.web.app import build_app
 
 _APPLICATION = "rayddpm-evaluations"
 
 
 def check_port(port: int) -> None:
-    """Raises ValueError if the port cannot be had, as far as can be told without starting Ray."""
+    """Raises ValueError if the port or the packages cannot be had, as far as can be known without starting Ray."""
+    _serve_and_application()
     if not 1 <= port <= 65535:
         raise ValueError(f"port={port}: allowed are 1 to 65535")
     if not joins_cluster():  # there an evaluator that was killed may have left a page, which makes way for ours
@@ -42,13 +42,21 @@ def _in_use(port: int) -> str:
     return ""
 
 
+def _serve_and_application() -> tuple[Any, Callable[..., Any]]:
+    """Ray Serve, and what builds the page. Raises ValueError if they are not installed."""
+    try:
+        from ray import serve
+
+        from eval.web.app import build_app
+    except ImportError as error:
+        raise ValueError("--port needs more packages: pip install 'rayddpm[serve]'") from error
+    return serve, build_app
+
+
 @contextmanager
 def serving(storage: Path, protocols: Sequence[Protocol], selection: Selection, port: int) -> Iterator[str]:
     """Serve the page while the context lasts; gives its URL. Raises ValueError if Ray Serve is not installed."""
-    try:
-        from ray import serve
-    except ImportError as error:
-        raise ValueError('--port needs Ray Serve: pip install "ray[serve]"') from error
+    serve, build_app = _serve_and_application()
     connect()
     _shut_down_if_only_ours(serve)  # left by an evaluator that was killed; Serve would keep to its port
     if not serve.status().applications:

@@ -93,7 +93,7 @@ def test_a_run_goes_on_without_a_node_that_died_and_takes_it_back(tmp_path: Path
             points = read_metrics(run).get("train/loss", []) if run.exists() else []
             return max((step for step, _, _ in points), default=0)
 
-        def groups() -> list[str]:
+        def groups() -> list[tuple[str, str]]:
             return re.findall(r"training from step (\d+) to \d+ on (\d) workers", log.read_text())
 
         wait_for(lambda: last_step() >= 12)

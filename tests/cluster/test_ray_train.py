@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,7 +14,7 @@ import pytest
 
 from cluster.spool import read_metrics
 from common.code import ROOT
-from tests.support.cluster import Cluster, started_cluster
+from tests.support.cluster import Cluster
 from tests.support.trainer import command, losses
 
 pytestmark = [pytest.mark.heavy, pytest.mark.ray]
@@ -25,12 +24,6 @@ TRAINING = [
     *("--model.channel_multipliers", "[1]", "--model.num_res_blocks", "1", "--model.attention_resolutions", "[8]"),
     *("--train.log_every_steps", "1", "--checkpoint.every_steps", "5"),
 ]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with started_cluster(tmp_path_factory.mktemp("home"), num_cpus=2) as cluster:
-        yield cluster
 
 
 def training(data: Path, storage: Path, num_steps: int) -> list[str]:

@@ -16,9 +16,10 @@ from common.files import read_json, write_json_atomic
 
 
 @pytest.fixture
-def run_directory(tmp_path: Path) -> Path:
+def run_directory(tmp_path: Path, mlflow_database: Path) -> Path:
     directory = tmp_path / "storage" / "some-run"
     directory.mkdir(parents=True)
+    shutil.copy(mlflow_database, directory.parent)
     describe(directory, default_tracking_uri(directory.parent))
     return directory
 
@@ -39,6 +40,7 @@ def sent_steps(uri: str, experiment: str = "tests") -> list[int]:
     """Steps of train/loss in the only living run of the experiment."""
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(experiment)
+    assert found is not None
     (run,) = client.search_runs([found.experiment_id])
     return [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
 
@@ -118,6 +120,7 @@ def test_trainer_and_evaluator_share_one_mlflow_run(run_directory: Path) -> None
     Uploader(run_directory).drain()
     client, run_id = mlflow_run(run_directory)
     experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
     assert len(client.search_runs([experiment.experiment_id])) == 1
     assert client.get_run(run_id).data.metrics == {"train/loss": 0.5, "eval/fd": 3.0}
 

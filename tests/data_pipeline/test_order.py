@@ -159,7 +159,7 @@ def test_more_workers_than_shards_and_one_shard_work() -> None:
 
 
 def test_a_billion_samples_take_bounded_time_and_memory() -> None:
-    sizes = np.full(1_000_000, 1000)
+    sizes = [1000] * 1_000_000
     tracemalloc.start()
     started = time.process_time()
     order = SampleOrder(sizes, 0, 256, "digest")

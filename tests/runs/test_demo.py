@@ -1,10 +1,9 @@
-"""What `make demo` promises, on the demo itself."""
+"""What `make demo` promises: on a demo of a third of its steps, and, where there is time, on the demo itself."""
 
 import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +17,37 @@ from cluster.storage import complete_directories
 from common.code import ROOT
 from common.files import read_json
 
-pytestmark = [pytest.mark.heavy, pytest.mark.ray, pytest.mark.demo, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.heavy, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 
 def steps_of_checkpoints(demo: Path) -> list[int]:
     return [step_of(path) for path in complete_directories(demo / "runs" / "demo-digits" / "checkpoints")]
 
 
-def run_demo(folder: Path) -> subprocess.CompletedProcess[str]:
-    code = f"from pathlib import Path; from cluster.demo import run_demo; run_demo('digits', Path({str(folder)!r}))"
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+WHOLE, SHORT = 2000, 600
+EVERY_STEPS = 200
+# By the number of steps: what share of the samples a judge must be sure of, and what is left of the first distance.
+PROMISES = {WHOLE: (0.5, 1 / 3), SHORT: (0.3, 0.65)}
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_demo(folder: Path, num_steps: int) -> subprocess.CompletedProcess[str]:
+    options = [] if num_steps == WHOLE else ["--train.num_steps", str(num_steps)]
+    code = "import sys; from pathlib import Path; from cluster.demo import run_demo; "
+    code += "run_demo('digits', Path(sys.argv[1]), sys.argv[2:])"
+    command = [sys.executable, "-c", code, str(folder), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module", params=[SHORT, pytest.param(WHOLE, marks=pytest.mark.slow)])
+def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    finished = run_demo(folder)
+    finished = run_demo(folder, request.param)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     return folder
+
+
+def num_steps_of(demo: Path) -> int:
+    return read_json(demo / "runs" / "demo-digits" / "run.json")["num_steps"]
 
 
 def test_the_samples_are_digits_of_all_ten_classes(demo: Path) -> None:
@@ -45,21 +57,22 @@ def test_the_samples_are_digits_of_all_ten_classes(demo: Path) -> None:
     assert images.shape == (256, 8, 8, 1)
     assert images.dtype == np.uint8
     confidence = judge.predict_proba(images.reshape(256, 64) / 255)
-    assert (confidence.max(axis=1) >= 0.9).mean() >= 0.5
+    assert (confidence.max(axis=1) >= 0.9).mean() >= PROMISES[num_steps_of(demo)][0]
     assert set(confidence.argmax(axis=1)) == set(range(10))
 
 
-def test_the_distance_falls_to_a_third(demo: Path) -> None:
+def test_the_distance_falls(demo: Path) -> None:
     results = sorted((demo / "runs" / "demo-digits" / "evals").glob("step-*/*.json"))
     values = [read_json(path)["value"] for path in results]
-    assert len(values) == 10
-    assert values[-1] <= values[0] / 3
+    assert len(values) == num_steps_of(demo) // EVERY_STEPS
+    assert values[-1] <= values[0] * PROMISES[num_steps_of(demo)][1]
 
 
 def test_one_mlflow_run_holds_everything(demo: Path) -> None:
     run = read_json(demo / "runs" / "demo-digits" / "run.json")
     client = MlflowClient(run["tracking_uri"])
     experiment = client.get_experiment_by_name(run["experiment"])
+    assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED"
     assert found.data.params["train.global_batch_size"] == "64"
@@ -68,7 +81,7 @@ def test_one_mlflow_run_holds_everything(demo: Path) -> None:
     assert wanted <= found.data.metrics.keys()
     distance = "eval/fd_efficientnet_lite0_512_ddim20"
     steps = [point.step for point in client.get_metric_history(found.info.run_id, distance)]
-    assert sorted(steps) == steps_of_checkpoints(demo) == list(range(200, 2001, 200))
+    assert sorted(steps) == steps_of_checkpoints(demo) == list(range(EVERY_STEPS, num_steps_of(demo) + 1, EVERY_STEPS))
     folders = [a.path for a in client.list_artifacts(found.info.run_id, "samples")]
     assert sorted(folders) == [f"samples/step-{step:08d}" for step in steps_of_checkpoints(demo)]
     grids = [a.path for f in folders for a in client.list_artifacts(found.info.run_id, f)]
@@ -97,10 +110,8 @@ def test_plain_webdataset_reads_the_shards(demo: Path) -> None:
 
 def test_a_second_time_it_says_that_it_is_done(demo: Path) -> None:
     before = read_json(demo / "runs" / "demo-digits" / "run.json")
-    started = time.monotonic()
-    again = run_demo(demo)
+    again = run_demo(demo, num_steps_of(demo))
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
-    assert "finished already at step 2000" in again.stdout
-    assert time.monotonic() - started < 200
+    assert f"finished already at step {num_steps_of(demo)}" in again.stdout
     after = read_json(demo / "runs" / "demo-digits" / "run.json")
     assert json.dumps(after) == json.dumps(before)

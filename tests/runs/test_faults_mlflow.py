@@ -109,8 +109,8 @@ def test_an_mlflow_server_may_be_away_at_the_start_in_the_middle_and_at_the_end(
     seconds = {step: value for step, value, _ in read_metrics(directory)["train/step_seconds"]}
     with_server = statistics.median(seconds[step] for step in range(arrived + 1, killed + 1))
     without = statistics.median(seconds[step] for step in range(killed + 1, back + 1))
-    # A step that waited for the server would take the 2 s of one retry, or 20 times as long.
-    assert without == pytest.approx(with_server, rel=0.2)
+    # A step that waited for the server would take the 2 s of one retry, 20 times as long as one that does not.
+    assert without < 5 * with_server
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

@@ -1,14 +1,13 @@
 """Faults of a run on a real Ray cluster: a stopped job, a killed driver, Ray's own files damaged, a node drained."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -21,7 +20,7 @@ from cluster.storage import complete_directories
 from common.code import ROOT
 from common.files import read_json
 from tests.cluster.test_elastic import two_nodes
-from tests.support.cluster import Cluster, started_cluster
+from tests.support.cluster import Cluster
 from tests.support.faults import TINY, assert_same_run, run
 from tests.support.trainer import losses, signal_another_thread
 
@@ -30,52 +29,6 @@ pytestmark = [pytest.mark.heavy, pytest.mark.ray]
 TRAINING = [*TINY, "--launcher", "ray", "--workers.num_workers", "2"]
 NEVER = "1000000"
 PACED = "step.after:rank=0:again:delay=0.2"
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with started_cluster(tmp_path_factory.mktemp("home"), num_cpus=2) as cluster:
-        yield cluster
-
-
-class Jobs:
-    """`ray job ...` on a cluster, as its users type it."""
-
-    def __init__(self, cluster: Cluster, arguments: list[str]):
-        self._cluster, self._arguments = cluster, arguments
-
-    def submit(self, job: str, num_steps: str, fault: str = "") -> None:
-        variables = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "RAYDDPM_FAULT": fault}
-        environment = json.dumps({"env_vars": variables})
-        submission = ("--submission-id", job, "--no-wait", "--working-dir", ".", "--runtime-env-json", environment)
-        self._ray(
-            "submit", *submission, "--", "python", "trainer/main.py", *self._arguments, "--train.num_steps", num_steps
-        )
-
-    def stop(self, job: str) -> None:
-        self._ray("stop", job)
-
-    def status(self, job: str) -> str:
-        output = self._ray("status", job)
-        return next(word for word in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING") if word in output.upper())
-
-    def logs(self, job: str) -> str:
-        return self._ray("logs", job)
-
-    def wait_for(self, job: str, condition: Callable[[], bool]) -> None:
-        """While the job runs. A fourth of a second between looks, since each may start a process."""
-        deadline = time.monotonic() + 180
-        while not condition():
-            assert time.monotonic() < deadline, self.logs(job)[-3000:]
-            time.sleep(0.25)
-
-    def _ray(self, verb: str, *arguments: str) -> str:
-        command = ["ray", "job", verb, "--address", self._cluster.dashboard, *arguments]
-        ended = subprocess.run(
-            command, cwd=ROOT, env=self._cluster.environment, capture_output=True, text=True, check=False
-        )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout + ended.stderr
 
 
 def last_step(directory: Path) -> int:
@@ -106,12 +59,16 @@ def test_a_job_survives_ray_job_stop_the_deaths_of_its_driver_and_of_the_head_an
 ) -> None:
     directory = tmp_path / "ray" / "run"
     where = ("--data.path", str(data), "--run.name", "run", "--checkpoint.every_steps", "25")
-    jobs = Jobs(cluster, [*TRAINING, *where, "--run.storage", str(directory.parent)])
+    training = ["python", "trainer/main.py", *TRAINING, *where, "--run.storage", str(directory.parent)]
 
-    jobs.submit("stopped", NEVER, PACED)
-    jobs.wait_for("stopped", lambda: last_step(directory) >= 3)
-    jobs.stop("stopped")
-    jobs.wait_for("stopped", lambda: jobs.status("stopped") == "STOPPED")
+    def submit(job: str, num_steps: str, fault: str = "") -> None:
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "RAYDDPM_FAULT": fault}
+        cluster.submit(job, *training, "--train.num_steps", num_steps, **variables)
+
+    submit("stopped", NEVER, PACED)
+    cluster.wait_for("stopped", lambda: last_step(directory) >= 3)
+    cluster.stop("stopped")
+    cluster.wait_for("stopped", lambda: cluster.status("stopped") == "STOPPED")
     stopped = step_of(complete_directories(directory / "checkpoints")[-1])
     assert stopped == last_step(directory)
     assert mlflow_status(directory) == "KILLED"
@@ -120,23 +77,23 @@ def test_a_job_survives_ray_job_stop_the_deaths_of_its_driver_and_of_the_head_an
     assert files
     for path in files:
         os.truncate(path, path.stat().st_size // 2)
-    jobs.submit("orphaned", NEVER, PACED)
-    jobs.wait_for("orphaned", lambda: last_step(directory) >= stopped + 3)
+    submit("orphaned", NEVER, PACED)
+    cluster.wait_for("orphaned", lambda: last_step(directory) >= stopped + 3)
     os.kill(read_json(directory / "lease.json")["pid"], signal.SIGKILL)
-    jobs.wait_for("orphaned", lambda: jobs.status("orphaned") == "FAILED")
-    assert f"training from step {stopped} to {NEVER} on 2 workers" in jobs.logs("orphaned")
+    cluster.wait_for("orphaned", lambda: cluster.status("orphaned") == "FAILED")
+    assert f"training from step {stopped} to {NEVER} on 2 workers" in cluster.logs("orphaned")
 
     shutil.rmtree(directory / "ray")
     known = last_step(directory)
-    jobs.submit("headless", NEVER, PACED)
-    jobs.wait_for("headless", lambda: last_step(directory) >= known + 3)
+    submit("headless", NEVER, PACED)
+    cluster.wait_for("headless", lambda: last_step(directory) >= known + 3)
     kill_the_head(cluster)
     num_steps = last_step(directory) + 2
     saved = step_of(complete_directories(directory / "checkpoints")[-1])
-    jobs.submit("last", str(num_steps))
-    jobs.wait_for("last", lambda: jobs.status("last") in ("SUCCEEDED", "FAILED"))
-    assert jobs.status("last") == "SUCCEEDED", jobs.logs("last")[-3000:]
-    assert f"training from step {saved} to {num_steps} on 2 workers" in jobs.logs("last")
+    submit("last", str(num_steps))
+    cluster.wait_for("last", lambda: cluster.status("last") in ("SUCCEEDED", "FAILED"))
+    assert cluster.status("last") == "SUCCEEDED", cluster.logs("last")[-3000:]
+    assert f"training from step {saved} to {num_steps} on 2 workers" in cluster.logs("last")
     assert mlflow_status(directory) == "FINISHED"
 
     local = ("--launcher", "local", "--run.storage", str(tmp_path / "local"), "--train.num_steps", str(num_steps))

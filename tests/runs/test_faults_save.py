@@ -133,8 +133,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     user = [] if os.getuid() == 0 else ["--map-root-user"]
     script = 'mount -t tmpfs -o size=32m tmpfs "$1" && echo mounted && exec sleep 600'
     command = ["unshare", *user, "--mount", "sh", "-c", script, "sh", str(folder)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as holder:
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stderr is not None
         if holder.stdout.readline() != "mounted\n":
@@ -151,7 +150,7 @@ def free_bytes(folder: Path) -> int:
 def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(
     data: Path, storage: Path, unbroken: Path, small_disk: Path
 ) -> None:
-    tracking = ("--run.tracking_uri", f"sqlite:///{storage}/mlflow.db", "--checkpoint.keep_last", "2")
+    tracking: tuple[str, ...] = ("--run.tracking_uri", f"sqlite:///{storage}/mlflow.db", "--checkpoint.keep_last", "2")
     tracking += ("--checkpoint.keep_every_steps", "0")
     directory = small_disk / "run"
     arguments = [*TINY, "--data.path", str(data), "--run.storage", str(small_disk), "--run.name", "run", *tracking]

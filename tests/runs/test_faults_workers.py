@@ -85,7 +85,7 @@ def test_workers_die_with_the_process_that_launched_them(data: Path, storage: Pa
         workers = workers_of(directory)
         running.send(signal.SIGKILL)
         running.wait()
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
     resumed = train(data, storage, "orphans")
     assert resumed.code == 0, resumed.output
@@ -179,24 +179,24 @@ def test_torchrun_may_launch_the_workers_and_hand_sigterm_on(data: Path, storage
     directory = storage / "torchrun"
     wait_for(lambda: len(read_metrics(directory).get("train/loss", [])) >= 3)
     running.terminate()
-    output, _ = running.communicate(timeout=100)
+    output, _ = running.communicate(timeout=300)
     assert "stopped with a checkpoint" in output
     step = step_of(complete_directories(directory / "checkpoints")[-1])
     assert step == read_metrics(directory)["train/loss"][-1][0]
     resumed = torchrun(data, storage)
-    output, _ = resumed.communicate(timeout=100)
+    output, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, output
     assert f"training from step {step} to 8 on 2 workers" in output
     assert_same_run(directory, unbroken, data, STEPS)
     again = torchrun(data, storage)
-    output, _ = again.communicate(timeout=100)
+    output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output
     assert "finished already at step 8" in output
 
 
 def test_two_workers_then_a_kill_then_one_worker_with_zero2_train_the_run_of_one(data: Path, storage: Path) -> None:
     # Two channels in a normalisation group: with one, the biases before it have no gradient either.
-    length = ("--checkpoint.every_steps", "10", "--model.channel_multipliers", "[2]")
+    length: tuple[str, ...] = ("--checkpoint.every_steps", "10", "--model.channel_multipliers", "[2]")
     length += ("--optim.learning_rate", "2e-4", "--optim.warmup_steps", "0")
     one = ("--workers.num_workers", "1")
     whole = train(data, storage, "whole", *length, *one, "--train.num_steps", "60")

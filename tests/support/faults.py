@@ -1,6 +1,5 @@
-"""The trainer's door in processes that may die: forked from a server that has imported torch, which saves seconds."""
+"""The trainer's command line in processes that may die."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -15,13 +14,10 @@ import torch
 from cluster.storage import complete_directories
 from data_pipeline.ledger import Audit, audit
 from data_pipeline.storage.shards import open_dataset
+from tests.support.processes import CONTEXT, settle
 from tests.support.trainer import final_weights, losses
 from trainer.command import main
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["tests.support.faults", "torch._dynamo", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.db.utils"]
-)
 TINY = [
     *("--preset", "demo", "--launcher", "local", "--workers.num_workers", "1", "--workers.step_timeout_seconds", "30"),
     *("--model.channel_multipliers", "[1]", "--model.num_res_blocks", "1", "--model.attention_resolutions", "[8]"),
@@ -51,8 +47,8 @@ class Running:
         """folder: where its output is kept. prepare: called in the process first."""
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / f"log-{time.monotonic_ns()}.txt"
-        self.process: BaseProcess = _CONTEXT.Process(
-            target=_door, args=(arguments, environment, str(self._log), prepare)
+        self.process: BaseProcess = CONTEXT.Process(
+            target=_command_line, args=(arguments, {**os.environ, **environment}, str(self._log), prepare)
         )
         self._log.touch()
         self.process.start()
@@ -73,19 +69,19 @@ class Running:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def wait(self, seconds: float = 120.0) -> Ended:
+    def wait(self, seconds: float = 600.0) -> Ended:
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"still running after {seconds} s: {self.output[-2000:]}"
         return Ended(self.process.exitcode, self.output)
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> Ended:
-    """The door to its end. folder: where its output is kept."""
+    """The command to its end. folder: where its output is kept."""
     with Running(folder, list(arguments), environment) as running:
         return running.wait()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -113,13 +109,14 @@ def checkpoint_names(directory: Path) -> list[str]:
     return [path.name[:13] for path in complete_directories(directory / "checkpoints")]
 
 
-def _door(arguments: list[str], environment: dict[str, str], log: str, prepare: Callable[[], object] | None) -> None:
-    os.environ.update(environment)
+def _command_line(
+    arguments: list[str], environment: dict[str, str], log: str, prepare: Callable[[], object] | None
+) -> None:
+    settle(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
     if prepare is not None:
         prepare()
     code = main(arguments)

@@ -6,6 +6,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 from cluster.local import LOCAL_SETTINGS, client_environment
 
@@ -22,7 +23,7 @@ def main() -> None:
     os.environ.update(client_environment(create_token=True) | LOCAL_SETTINGS)
     from ray.cluster_utils import Cluster
 
-    place = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
+    place: dict[str, Any] = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
     cluster = Cluster(initialize_head=True, head_node_args=place)
     nodes = [cluster.add_node(**place)]
     cluster.wait_for_nodes()

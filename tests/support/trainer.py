@@ -20,6 +20,7 @@ from cluster.storage import complete_directories
 from common.code import ROOT
 from data_pipeline.demo.sets import DemoOptions, pack_demo
 from models.config import ModelConfig
+from tests.support.processes import in_new_process
 from trainer.config.config import Config
 from trainer.config.plan import Plan, plan
 from trainer.config.presets import PRESETS
@@ -67,7 +68,13 @@ def tiny_config(data: Path, storage: Path, name: str, **sections: dict[str, Any]
 def train_locally(
     config: Config, function: Callable[[Worker, str], None] = train_worker, force_changes: bool = False
 ) -> Plan:
-    """The run as `--launcher local` does it, without the uploader."""
+    """The run as `--launcher local` does it, without the uploader; several workers: from a process of its own."""
+    if config.workers.num_workers > 1:
+        return in_new_process(_train, config, function, force_changes)
+    return _train(config, function, force_changes)
+
+
+def _train(config: Config, function: Callable[[Worker, str], None], force_changes: bool) -> Plan:
     planned = plan(config, "tiny")
     workers = planned.config.workers
     with run_lease(planned.directory) as lease:

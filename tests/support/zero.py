@@ -1,21 +1,30 @@
-"""Jobs for engines on any number of workers: several in one group of processes, since to start one takes seconds."""
+"""Jobs for engines on any number of workers, each done when its results are asked for.
+
+A group of workers is started for each number once and does one job after the other, since to start it takes seconds.
+"""
 
 import dataclasses
+import itertools
 import json
+import os
+import time
+from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cluster.launch import Resources, Worker, launch_local
+from common.files import read_json, write_json_atomic
 from data_pipeline.loader import Batch
 from models.diffusion import GaussianDiffusion
 from models.ema import ExponentialMovingAverage
 from models.networks import build_model
+from tests.support.processes import CONTEXT, settle
 from tests.support.trainer import TINY_MODEL, tiny_config
 from trainer.config.config import Config, from_dict, to_dict
 from trainer.engines.base import Engine, NonFiniteError
@@ -26,18 +35,19 @@ from trainer.objective import Objective
 # Twice as many channels as normalisation groups: with one channel a group, the biases before it have no gradient.
 MODEL = dataclasses.replace(TINY_MODEL, channel_multipliers=(2,), attention_resolutions=())
 _STATE_KINDS = ("model", "optimizer", "ema")
+_POLL_SECONDS, _JOB_SECONDS = 0.01, 600.0
 _UNUSED = Path("/unused")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Steps [start, stop) of one engine. resume_from: the job whose state it begins with; it must have ended.
+    """Steps [start, stop) of one engine. resume_from: the job whose state it begins with.
 
     follow_ema: average the gathered weights as well, in the ordinary way. poisoned_rank: its losses are NaN at the
-    last step; what the engine then holds is written as the job's state, and what it held before as NAME-before's.
+    last step; what the engine then holds is written as the job's state, and what it held before as that of NAME.before.
     """
 
-    name: str
+    num_workers: int
     config: Config
     start: int = 0
     stop: int = 20
@@ -48,7 +58,7 @@ class Job:
 
 def job_config(strategy: str, **sections: dict[str, Any]) -> Config:
     """13 images a step, so that no number of workers divides them; no warm-up, so that every step moves the weights."""
-    defaults = {
+    defaults: dict[str, dict[str, Any]] = {
         "train": {"global_batch_size": 13, "num_steps": 100},
         "optim": {"warmup_steps": 0, "learning_rate": 2e-4},
         "ema": {"decay": 0.9999, "warmup": False},
@@ -59,34 +69,89 @@ def job_config(strategy: str, **sections: dict[str, Any]) -> Config:
     return dataclasses.replace(config, model=model)
 
 
-def run_jobs(folder: Path, num_workers: int, *jobs: Job) -> None:
-    """Run them in turn on one group; each leaves its results and states in `folder`."""
-    (folder / "jobs.json").write_text(
-        json.dumps([{**dataclasses.asdict(job), "config": to_dict(job.config)} for job in jobs])
-    )
-    if num_workers == 1:
+class Jobs:
+    """Jobs by name, and what they left: each is done when it is first asked for, after the one that it resumes from."""
+
+    def __init__(self, folder: Path, jobs: Mapping[str, Job]):
+        self._folder, self._jobs = folder, jobs
+        self._groups: dict[int, _Group] = {}
+
+    def results(self, name: str, rank: int = 0) -> dict[str, Any]:
+        """`losses` and `norms` of its steps, `num_elements_held`, and `error` if it ended with one."""
+        return json.loads((self._done(name) / f"{name}.{rank}.json").read_text())
+
+    def state(self, name: str, kind: str) -> dict[str, Tensor]:
+        """kind: `model`, `optimizer` or `ema`, or `ordinary` where the job follows it. name: NAME, or NAME.before."""
+        return load_file(self._done(name.removesuffix(".before")) / f"{name}.{kind}.safetensors")
+
+    def close(self) -> None:
+        for group in self._groups.values():
+            group.close()
+
+    def _done(self, name: str) -> Path:
+        """The folder, once the job has ended."""
+        job = self._jobs[name]
+        if not (self._folder / f"{name}.{job.num_workers - 1}.json").exists():
+            if job.resume_from:
+                self._done(job.resume_from)
+            group = self._groups.get(job.num_workers) or _Group(self._folder, job.num_workers)
+            self._groups[job.num_workers] = group
+            group.do(name, job)
+        return self._folder
+
+
+class _Group:
+    """Workers that do what is written into `FOLDER/workers-NUMBER/`, in its turn."""
+
+    def __init__(self, folder: Path, num_workers: int):
+        self._orders = folder / f"workers-{num_workers}"
+        self._orders.mkdir()
+        self._num_orders = 0
         # Not in this process, where the group that an engine makes for itself would stay.
-        torch.multiprocessing.spawn(_alone, args=(str(folder),), nprocs=1)
+        self._process: BaseProcess = CONTEXT.Process(target=_launch, args=(self._orders, num_workers, dict(os.environ)))
+        self._process.start()
+
+    def do(self, name: str, job: Job) -> None:
+        done = self._write({**dataclasses.asdict(job), "config": to_dict(job.config)}, name)
+        deadline = time.monotonic() + _JOB_SECONDS
+        while not done.exists():
+            assert self._process.is_alive(), f"the workers of {name} have died; see what they wrote"
+            assert time.monotonic() < deadline, f"{name} does not end"
+            time.sleep(_POLL_SECONDS)
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            self._write({}, "")
+        self._process.join()
+
+    def _write(self, fields: dict[str, Any], name: str) -> Path:
+        """The next order, and the path that exists when it is done."""
+        path = self._orders / f"{self._num_orders}.json"
+        write_json_atomic(path, {"name": name, "job": fields})
+        self._num_orders += 1
+        return path.with_suffix(".done")
+
+
+def _launch(orders: Path, num_workers: int, environment: dict[str, str]) -> None:
+    settle(environment)
+    if num_workers == 1:
+        _work(Worker(0, 1, torch.device("cpu")), str(orders))
     else:
-        launch_local(_work, folder, Resources(num_workers, False, 1, 0, 60))
+        launch_local(_work, orders, Resources(num_workers, False, 1, 0, 60))
 
 
-def results(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
-    return json.loads((folder / f"{name}.{rank}.json").read_text())
-
-
-def state(folder: Path, name: str, kind: str) -> dict[str, Tensor]:
-    return load_file(folder / f"{name}.{kind}.safetensors")
-
-
-def _alone(_index: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    _work(Worker(0, 1, torch.device("cpu")), folder)
-
-
-def _work(worker: Worker, folder: str) -> None:
-    for fields in json.loads((Path(folder) / "jobs.json").read_text()):
-        _run(worker, Path(folder), Job(**{**fields, "config": from_dict(fields["config"])}))
+def _work(worker: Worker, orders: str) -> None:
+    for number in itertools.count():
+        path = Path(orders) / f"{number}.json"
+        while not path.exists():
+            time.sleep(_POLL_SECONDS)
+        order = read_json(path)
+        if not order["name"]:
+            return
+        config = from_dict(order["job"]["config"])
+        _run(worker, Path(orders).parent, order["name"], Job(**{**order["job"], "config": config}))
+        if worker.rank == 0:
+            path.with_suffix(".done").touch()
 
 
 class _Poisoned(Objective):
@@ -128,19 +193,21 @@ def _batch(step: int, worker: Worker, config: Config) -> Batch:
     return Batch(step, counters[own], images[own])
 
 
-def _run(worker: Worker, folder: Path, job: Job) -> None:
+def _run(worker: Worker, folder: Path, name: str, job: Job) -> None:
     engine = _engine_for(job, worker)
     ema = engine.make_ema(job.config.ema)
     initial = engine.model_state() if job.follow_ema else {}
     ordinary = ExponentialMovingAverage(initial, job.config.ema.decay, job.config.ema.warmup)
     if job.resume_from:
-        model, optimizer, average = (state(folder, job.resume_from, kind) for kind in _STATE_KINDS)
+        model, optimizer, average = (
+            load_file(folder / f"{job.resume_from}.{kind}.safetensors") for kind in _STATE_KINDS
+        )
         engine.load_state(model, optimizer)
         ema.load_named_state(average, job.start, job.config.ema.decay)
     found: dict[str, Any] = {"losses": [], "norms": []}
     for step in range(job.start, job.stop):
         if job.poisoned_rank >= 0 and step == job.stop - 1:
-            _save(worker, folder, f"{job.name}-before", engine, ema)
+            _save(worker, folder, f"{name}.before", engine, ema)
         try:
             result = engine.step(_batch(step, worker, job.config))
         except NonFiniteError as error:
@@ -152,12 +219,12 @@ def _run(worker: Worker, folder: Path, job: Job) -> None:
         found["losses"].append(_global_mean(result.losses, worker, job.config))
         found["norms"].append(result.grad_norm.item())
     found["num_elements_held"] = sum(p.numel() for p in engine.module.parameters())
-    _save(worker, folder, job.name, engine, ema)
+    _save(worker, folder, name, engine, ema)
     if worker.rank == 0 and job.follow_ema:
-        save_file(ordinary.named_state(), folder / f"{job.name}.ordinary.safetensors")
-    (folder / f"{job.name}.{worker.rank}.json").write_text(json.dumps(found))
+        save_file(ordinary.named_state(), folder / f"{name}.ordinary.safetensors")
+    (folder / f"{name}.{worker.rank}.json").write_text(json.dumps(found))
     if worker.world_size > 1:
-        dist.barrier()  # a job that resumes reads what rank 0 wrote
+        dist.barrier()  # rank 0 says that it is done when all have written
 
 
 def _global_mean(losses: Tensor, worker: Worker, config: Config) -> float:

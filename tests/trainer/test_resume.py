@@ -156,7 +156,7 @@ def test_sigterm_ends_in_a_checkpoint_and_the_same_command_goes_on(
     signal_another_thread(running.pid, signal.SIGTERM)
     time.sleep(0.1)
     signal_another_thread(running.pid, signal.SIGTERM)  # as timeout(1) does: to the process, then to its group
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=300)
     assert running.returncode == 130, errors
     assert "stopped with a checkpoint" in errors
     (stopped,) = complete_directories(tmp_path / "run" / "checkpoints")

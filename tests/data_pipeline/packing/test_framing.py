@@ -3,6 +3,7 @@
 import resource
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +153,6 @@ def test_arrays_are_framed_like_files() -> None:
 @pytest.mark.parametrize(
     "settings", [{"image_size": 0}, {"image_size": 5000}, {"image_channels": 2}, {"background": 300}]
 )
-def test_wrong_framings_are_named(settings: dict[str, int]) -> None:
+def test_wrong_framings_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
-        Framing(**({"image_size": 8, "image_channels": 3} | settings))
+        Framing(**{"image_size": 8, "image_channels": 3, **settings})

@@ -4,8 +4,6 @@ import json
 import multiprocessing
 import os
 import re
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +14,6 @@ import pytest
 import webdataset
 from PIL import Image
 
-from common.code import ROOT
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.pack import Task, pack, run_serially, run_task
 from data_pipeline.packing.process_runner import run_in_processes
@@ -136,7 +133,7 @@ def test_two_packers_do_not_mix(tmp_path: Path) -> None:
         return map(run_task, tasks)
 
     pack(FolderSource(tmp_path / "in"), tmp_path / "out", SMALL, with_a_rival)
-    assert "another process is packing" in outcome.get(timeout=10)
+    assert "another process is packing" in outcome.get(timeout=120)
     verify(tmp_path / "out")
 
 
@@ -208,24 +205,6 @@ def test_options_out_of_range_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             pack(source, tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.timeout(180)
-def test_a_ray_cluster_packs_the_same_bytes(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", 20)
-    pack(FolderSource(tmp_path / "in"), tmp_path / "here", SMALL)
-    command = [sys.executable, "-m", "data_pipeline", "pack", "in", "ray", "--ray", "--image-size", "8"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
-    done = subprocess.run(
-        [*command, "--samples-per-shard", "7"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert tree(tmp_path / "ray") == tree(tmp_path / "here")
 
 
 def test_a_jpeg_with_odd_bytes_that_would_be_kept_is_encoded_instead(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_zip_tar_and_folder_of_the_same_images_pack_to_the_same_bytes(tmp_path: 
 
 def test_webdataset_shards_are_resharded_with_their_metadata(tmp_path: Path) -> None:
     for shard in range(2):
-        files = {}
+        files: dict[str, bytes] = {}
         for i in range(3):
             number = shard * 3 + i
             files |= {

@@ -4,7 +4,7 @@ import logging
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -83,14 +83,15 @@ def test_a_busy_server_is_asked_again(
 
 
 @pytest.mark.needs("nginx")
-def test_missing_and_forbidden_files_fail_at_once_by_name(site: tuple[str, Path, np.ndarray], tmp_path: Path) -> None:
+def test_missing_and_forbidden_files_fail_by_name_and_are_not_asked_for_again(
+    site: tuple[str, Path, np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     url, _, _ = site
-    started = time.monotonic()
     with pytest.raises(FileNotFoundError, match=r"nowhere/manifest\.json"):
         remote(f"{url}/nowhere", tmp_path / "cache")
     with pytest.raises(PermissionError, match=r"secret/manifest\.json"):
         remote(f"{url}/secret", tmp_path / "cache")
-    assert time.monotonic() - started < 5
+    assert "failed" not in caplog.text
     with pytest.raises(DamagedDataError, match=r"127\.0\.0\.1:9/x/manifest\.json could not be fetched in 3 tries"):
         remote("http://user:password@127.0.0.1:9/x?token=1", tmp_path / "cache")
 
@@ -122,12 +123,13 @@ def test_a_damaged_or_deleted_cached_shard_is_fetched_again(site: tuple[str, Pat
             path = tmp_path / "cache" / dataset.manifest.shards[number].sha256
             data = bytearray(path.read_bytes())
             data[700] ^= 1
-            {
+            damages: dict[str, Callable[[], object]] = {
                 "flip": partial(path.write_bytes, data),
                 "cut": partial(path.write_bytes, data[:2000]),
                 "delete": path.unlink,
                 "empty": partial(path.write_bytes, b""),
-            }[damage]()
+            }
+            damages[damage]()
         index = tmp_path / "cache" / dataset.manifest.shards[0].index_sha256
         index.write_bytes(b"{" * index.stat().st_size)
     with remote(f"{url}/set", tmp_path / "cache") as dataset:
@@ -151,10 +153,8 @@ def test_one_fault_is_survived_and_too_many_are_bounded_and_named(
         assert_reads_all(dataset, images)
         assert not faults
     faults[:] = [fault] * 50
-    started = time.monotonic()
     with remote(url, tmp_path / "other") as dataset, pytest.raises(DamagedDataError, match=r"000000\.tar.*in 3 tries"):
         dataset.read(0)
-    assert time.monotonic() - started < 15
     assert len(faults) == 47
     assert not list((tmp_path / "other").glob(".tmp-*"))
 
@@ -197,7 +197,7 @@ def test_shards_are_fetched_ahead_of_need_but_not_beyond_half_of_the_budget(
         shards = dataset.manifest.shards
     with remote(f"{url}/set", tmp_path / "cache", cache_bytes=5 * shards[0].bytes) as dataset:
         dataset.prefetch(np.array([4, 1, 3, 0]))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while len(held(tmp_path / "cache")) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)

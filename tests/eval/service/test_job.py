@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,7 +15,7 @@ import pytest
 
 from common.code import ROOT
 from eval.results import all_results
-from tests.support.cluster import Cluster, started_cluster
+from tests.support.cluster import Cluster
 from tests.support.trainer import digits
 
 pytestmark = [pytest.mark.heavy, pytest.mark.ray]
@@ -27,34 +27,6 @@ TRAINING = [
 ]
 PROTOCOL = "fd_efficientnet_lite0_8_ddim2"
 EVALUATION = ["--protocol", PROTOCOL, "--device", "cpu", "--num-threads", "1", "--num-bootstrap", "0"]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with started_cluster(tmp_path_factory.mktemp("home"), num_cpus=2) as cluster:
-        yield cluster
-
-
-def ray_job(cluster: Cluster, command: str, *arguments: str) -> str:
-    """Output of `ray job COMMAND`, tried again while a cluster that has just come up has no agent for jobs yet."""
-    deadline = time.monotonic() + 60
-    while True:
-        finished = subprocess.run(
-            ["ray", "job", command, "--address", cluster.dashboard, *arguments],
-            cwd=ROOT,
-            env=cluster.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if "No available agent" not in finished.stderr or time.monotonic() > deadline:
-            break
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return (finished.stdout + finished.stderr).lower()
-
-
-def submit(cluster: Cluster, name: str, *entrypoint: str) -> None:
-    ray_job(cluster, "submit", "--no-wait", "--submission-id", name, "--working-dir", ".", "--", *entrypoint)
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 180) -> None:
@@ -88,35 +60,31 @@ def test_the_evaluator_is_a_job_beside_the_training_and_stops_when_told_to(clust
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     where = ["--data.path", str(data), "--run.storage", str(storage), "--run.name", "run"]
-    submit(cluster, "training", "python", "trainer/main.py", *TRAINING, *where)
-    submit(
-        cluster,
+    cluster.submit("training", "python", "trainer/main.py", *TRAINING, *where)
+    cluster.submit(
         "evaluation",
         *("python", "-m", "eval", "serve", str(storage), "--every-steps", "20", "--schedule", "* * * * *"),
         *(*EVALUATION, "--num-actors", "1", "--cpus-per-actor", "0.5", "--port", str(port)),
     )
 
     def steps() -> set[int]:
-        assert "failed" not in ray_job(cluster, "list")
+        assert "FAILED" not in (cluster.status("training"), cluster.status("evaluation"))
         return {result["step"] for result in all_results(run) if result["status"] == "done"}
-
-    def log() -> str:
-        return ray_job(cluster, "logs", "evaluation")
 
     try:
         wait_for(lambda: steps() == {20, 40, 60}, "every checkpoint has its number")
         wait_for(lambda: health(port) == 200, "the page answers", 60)
         wait_for(lambda: list((run / "reports").glob("*.html")), "the schedule's report is there")
-        assert "succeeded" in ray_job(cluster, "status", "training")
-        assert "running" in ray_job(cluster, "status", "evaluation")
+        assert cluster.status("training") == "SUCCEEDED"
+        assert cluster.status("evaluation") == "RUNNING"
     except AssertionError:
-        print(log())
+        print(cluster.logs("evaluation"))
         raise
     assert evaluators(storage)
-    ray_job(cluster, "stop", "evaluation")
-    assert "stopped" in ray_job(cluster, "status", "evaluation")
+    cluster.stop("evaluation")
+    assert cluster.status("evaluation") == "STOPPED"
     wait_for(lambda: not evaluators(storage), "the evaluator is gone", 30)
-    assert "traceback" not in log()
+    assert "Traceback" not in cluster.logs("evaluation")
     assert not list(run.glob("evals/*/*.lease"))
     assert not list((storage / "evaluators").glob("*.json"))
     wait_for(lambda: health(port) == 0, "the page is gone", 60)

@@ -63,7 +63,7 @@ def test_until_finished_waits_for_the_run_to_come_and_to_finish(tmp_path):
     thread = threading.Thread(target=service(storage).run, kwargs={"until_finished": True})
     thread.start()
     run = make_run(storage, steps=(100,), finished=False)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list(all_results(run)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert steps_of(run) == [100]

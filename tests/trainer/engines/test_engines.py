@@ -89,9 +89,11 @@ def slow_reference(model: nn.Module, config: Config, batch: Batch, objective: Ob
         for row in range(number * size, (number + 1) * size):
             images, counters = batch.images[row : row + 1], batch.counters[row : row + 1]
             (objective.losses(model, images, counters)[0] / size).backward()
-        norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
-        for name, parameter in model.named_parameters():
-            total[name] += parameter.grad * min(1.0, optim.max_grad_norm / norm) / num_slices
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert gradients.keys() == total.keys()
+        norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients.values()))
+        for name, gradient in gradients.items():
+            total[name] += gradient * min(1.0, optim.max_grad_norm / norm) / num_slices
     rate = optim.learning_rate * min(batch.step / optim.warmup_steps, 1.0)
     after = {}
     for name, parameter in model.named_parameters():
@@ -179,7 +181,7 @@ def test_flips_timesteps_and_noise_follow_the_sample_and_not_its_place() -> None
     order = SampleOrder([40], 5, 12, "digest")
     images = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8)
     model = build_model(TINY_MODEL).double()
-    nn.init.normal_(model.conv_out.weight)  # its zeros would hide what the network sees
+    nn.init.normal_(model.get_parameter("conv_out.weight"))  # its zeros would hide what the network sees
     whole = torch.from_numpy(order.counters(3))
     expected = objective.losses(model, images, whole).detach()
     for world_size in (2, 3, 5):

@@ -1,10 +1,11 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support.trainer import NO_GRADIENT, digits, losses, tiny_config, train_locally
-from tests.support.zero import Job, job_config, results, run_jobs, state
+from tests.support.zero import Job, Jobs, job_config
 from trainer.config.config import semantics
 
 STAGES = ("zero1", "zero2", "zero3")
@@ -16,178 +17,181 @@ PASSES = {"": {}, "-passes": {"max_images_per_pass": 4}}
 # Seven images, since this costs more.
 FLOAT64 = {"precision": "fp64", "global_batch_size": 7}
 FLOAT64_PASSES = {"": {}, "-passes": {"max_images_per_pass": 2}}
-FLOAT64_CASES = [(1, "-passes"), (2, ""), (2, "-passes"), (3, ""), (3, "-passes")]
 SLICES = {"clip_scope": "slice", "clip_slice_images": 3, "max_grad_norm": 0.5, "warmup_steps": 0, "learning_rate": 2e-4}
 SLICED_TRAIN = {"global_batch_size": 12, "max_images_per_pass": 2}
 DROPOUT = {"dropout": 0.1}
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of all jobs, on three groups of workers: starting a group costs more than a job."""
-    folder = tmp_path_factory.mktemp("zero")
+def cases(usual: list[tuple[int, str]], others: list[tuple[int, str]]) -> pytest.MarkDecorator:
+    """Numbers of workers and variants. usual: they hold alone, with uneven shares of a batch, and with accumulation."""
+    slow = [pytest.param(*case, marks=pytest.mark.slow) for case in others]
+    return pytest.mark.parametrize(("world_size", "variant"), [*usual, *slow])
+
+
+def all_jobs() -> dict[str, Job]:
     dropout = job_config("zero3", model=DROPOUT)
-    run_jobs(
-        folder,
-        2,
-        *same_run_jobs(2),
-        *(Job(f"{stage}-poisoned", job_config(stage), stop=3, poisoned_rank=1) for stage in STAGES),
-        Job("zero3-recomputed", job_config("zero3", model={"gradient_checkpointing": True}), stop=6),
-        Job("zero3-unclipped", job_config("zero3", optim={"max_grad_norm": 0.0}), stop=4),
-        Job("zero3-bf16", job_config("zero3", train={"precision": "bf16"}), stop=6),
-        Job("zero3-warm", job_config("zero3", ema={"decay": 0.9, "warmup": True}), stop=6, follow_ema=True),
-        Job("twice-a", dropout, stop=6),
-        Job("twice-b", dropout, stop=6),
-        Job("chain-ddp-2", job_config("ddp"), stop=7),
-    )
-    run_jobs(folder, 3, *same_run_jobs(3), Job("chain-zero3-3", job_config("zero3"), 7, 14, resume_from="chain-ddp-2"))
-    run_jobs(
-        folder,
-        1,
-        *same_run_jobs(1),
-        Job("chain-zero1-1", job_config("zero1"), 14, NUM_STEPS, resume_from="chain-zero3-3"),
-        Job("ddp-1-float64", job_config("ddp", train=FLOAT64), stop=NUM_STEPS),
-        Job("plain-unclipped", job_config("ddp", optim={"max_grad_norm": 0.0}), stop=4),
-        Job("plain-bf16", job_config("ddp", train={"precision": "bf16"}), stop=6),
-    )
-    return folder
+    jobs = {
+        **{f"{stage}-poisoned": Job(2, job_config(stage), stop=3, poisoned_rank=1) for stage in STAGES},
+        "zero3-recomputed": Job(2, job_config("zero3", model={"gradient_checkpointing": True}), stop=6),
+        "zero3-unclipped": Job(2, job_config("zero3", optim={"max_grad_norm": 0.0}), stop=4),
+        "zero3-bf16": Job(2, job_config("zero3", train={"precision": "bf16"}), stop=6),
+        "zero3-warm": Job(2, job_config("zero3", ema={"decay": 0.9, "warmup": True}), stop=6, follow_ema=True),
+        "twice-a": Job(2, dropout, stop=6),
+        "twice-b": Job(2, dropout, stop=6),
+        **{f"{stage}-2-short": Job(2, job_config(stage), stop=6) for stage in ("zero2", "zero3")},
+        "chain-ddp-2": Job(2, job_config("ddp"), stop=7),
+        "chain-zero3-3": Job(3, job_config("zero3"), 7, 14, resume_from="chain-ddp-2"),
+        "chain-zero1-1": Job(1, job_config("zero1"), 14, NUM_STEPS, resume_from="chain-zero3-3"),
+        "ddp-1-float64": Job(1, job_config("ddp", train=FLOAT64), stop=NUM_STEPS),
+        "plain-unclipped": Job(1, job_config("ddp", optim={"max_grad_norm": 0.0}), stop=4),
+        "plain-bf16": Job(1, job_config("ddp", train={"precision": "bf16"}), stop=6),
+    }
+    for num_workers in WORLDS:
+        jobs |= same_run_jobs(num_workers)
+    return jobs
 
 
-def same_run_jobs(world_size: int) -> list[Job]:
-    """Every engine on so many workers, with and without accumulation, and clipping slices."""
-    sliced = {"optim": SLICES, "train": SLICED_TRAIN}
-    whole = [
-        Job(f"{strategy}-{world_size}{variant}", job_config(strategy, train=passes), stop=NUM_STEPS)
-        for strategy in STRATEGIES
-        for variant, passes in PASSES.items()
-    ]
-    slices = [Job(f"{strategy}-{world_size}-slices", job_config(strategy, **sliced), stop=6) for strategy in STRATEGIES]
-    float64 = [
-        Job(f"{strategy}-{world_size}{variant}-float64", job_config(strategy, train=FLOAT64 | passes), stop=NUM_STEPS)
-        for strategy in STRATEGIES
-        for variant, passes in FLOAT64_PASSES.items()
-        if (world_size, variant) in FLOAT64_CASES
-    ]
-    return whole + slices + float64
+def same_run_jobs(num_workers: int) -> dict[str, Job]:
+    """Every engine on `num_workers`, with and without accumulation, and clipping slices."""
+    jobs = {}
+    for strategy in STRATEGIES:
+        name = f"{strategy}-{num_workers}"
+        for variant, passes in PASSES.items():
+            jobs[f"{name}{variant}"] = Job(num_workers, job_config(strategy, train=passes), stop=NUM_STEPS)
+        sliced = job_config(strategy, optim=SLICES, train=SLICED_TRAIN)
+        jobs[f"{name}-slices"] = Job(num_workers, sliced, stop=6)
+        for variant, passes in FLOAT64_PASSES.items():
+            float64 = job_config(strategy, train=FLOAT64 | passes)
+            jobs.setdefault(f"{name}{variant}-float64", Job(num_workers, float64, stop=NUM_STEPS))
+    return jobs
 
 
-def assert_same_states(folder: Path, expected: str, found: str, weights: bool = False) -> None:
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    """All jobs of this file; a test that runs alone does its own."""
+    jobs = Jobs(tmp_path_factory.mktemp("zero"), all_jobs())
+    yield jobs
+    jobs.close()
+
+
+def assert_same_states(jobs: Jobs, expected: str, found: str, weights: bool = False) -> None:
     """weights: those too that are trained, to 1e-5.
 
     In 50 steps of float32 Adam makes more of the rounding noise of single gradients near 0 (1.03e-5 was seen);
     in float64 the weights are compared after 50 steps too.
     """
     for kind, tolerance in ((("model", 1e-5),) if weights else ()) + (("ema", 1e-6), ("optimizer", 1e-6)):
-        ours, theirs = state(folder, found, kind), state(folder, expected, kind)
+        ours, theirs = jobs.state(found, kind), jobs.state(expected, kind)
         assert ours.keys() == theirs.keys()
         for name, tensor in theirs.items():
             if not name.endswith(NO_GRADIENT):
                 torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=tolerance, msg=f"{kind} {name}")
 
 
-def assert_equal_states(folder: Path, one: str, other: str) -> None:
+def assert_equal_states(jobs: Jobs, one: str, other: str) -> None:
     for kind in ("model", "optimizer", "ema"):
-        a, b = state(folder, one, kind), state(folder, other, kind)
+        a, b = jobs.state(one, kind), jobs.state(other, kind)
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("variant", PASSES)
-@pytest.mark.parametrize("world_size", WORLDS)
+@cases([(1, ""), (3, ""), (2, "-passes")], others=[(1, "-passes"), (2, ""), (3, "-passes")])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_any_engine_on_any_number_of_workers_trains_the_same_run(
-    ran: Path, strategy: str, world_size: int, variant: str
+    jobs: Jobs, strategy: str, world_size: int, variant: str
 ) -> None:
-    plain, found = results(ran, "ddp-1"), results(ran, f"{strategy}-{world_size}{variant}")
+    plain, found = jobs.results("ddp-1"), jobs.results(f"{strategy}-{world_size}{variant}")
     assert len(found["losses"]) == NUM_STEPS
     assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
     assert found["norms"] == pytest.approx(plain["norms"], rel=1e-4)
-    assert_same_states(ran, "ddp-1", f"{strategy}-{world_size}{variant}")
+    assert_same_states(jobs, "ddp-1", f"{strategy}-{world_size}{variant}")
 
 
-@pytest.mark.parametrize(("world_size", "variant"), FLOAT64_CASES)
+@cases([(3, ""), (2, "-passes")], others=[(1, "-passes"), (2, ""), (3, "-passes")])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_in_float64_only_the_order_of_sums_is_left(ran: Path, strategy: str, world_size: int, variant: str) -> None:
+def test_in_float64_only_the_order_of_sums_is_left(jobs: Jobs, strategy: str, world_size: int, variant: str) -> None:
     name = f"{strategy}-{world_size}{variant}-float64"
-    plain, found = results(ran, "ddp-1-float64"), results(ran, name)
+    plain, found = jobs.results("ddp-1-float64"), jobs.results(name)
     assert len(found["losses"]) == NUM_STEPS
     assert found["losses"] == pytest.approx(plain["losses"], rel=1e-10)
     assert found["norms"] == pytest.approx(plain["norms"], rel=1e-10)
-    weights = state(ran, name, "model")
-    for parameter, tensor in state(ran, "ddp-1-float64", "model").items():
+    weights = jobs.state(name, "model")
+    for parameter, tensor in jobs.state("ddp-1-float64", "model").items():
         assert tensor.dtype == torch.float64
         if not parameter.endswith(NO_GRADIENT):
             torch.testing.assert_close(weights[parameter], tensor, rtol=1e-8, atol=1e-10, msg=parameter)
 
 
-@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_slices_are_clipped_alike_on_any_number_of_workers(ran: Path, strategy: str, world_size: int) -> None:
+def test_slices_are_clipped_alike_on_any_number_of_workers(jobs: Jobs, strategy: str, world_size: int) -> None:
     """Four slices: two workers have two each, three workers two, one and one."""
-    plain, found = results(ran, "ddp-1-slices"), results(ran, f"{strategy}-{world_size}-slices")
+    plain, found = jobs.results("ddp-1-slices"), jobs.results(f"{strategy}-{world_size}-slices")
     assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
     assert found["norms"] == pytest.approx(plain["norms"], rel=1e-4)
     assert all(norm <= SLICES["max_grad_norm"] for norm in found["norms"])
-    assert_same_states(ran, "ddp-1-slices", f"{strategy}-{world_size}-slices", weights=True)
+    assert_same_states(jobs, "ddp-1-slices", f"{strategy}-{world_size}-slices", weights=True)
 
 
-def test_a_run_goes_on_with_another_engine_on_another_number_of_workers(ran: Path) -> None:
+def test_a_run_goes_on_with_another_engine_on_another_number_of_workers(jobs: Jobs) -> None:
     chain = [
-        loss for name in ("chain-ddp-2", "chain-zero3-3", "chain-zero1-1") for loss in results(ran, name)["losses"]
+        loss for name in ("chain-ddp-2", "chain-zero3-3", "chain-zero1-1") for loss in jobs.results(name)["losses"]
     ]
-    assert chain == pytest.approx(results(ran, "ddp-1")["losses"], rel=1e-5)
-    assert_same_states(ran, "ddp-1", "chain-zero1-1")
+    assert chain == pytest.approx(jobs.results("ddp-1")["losses"], rel=1e-5)
+    assert_same_states(jobs, "ddp-1", "chain-zero1-1")
 
 
-def test_the_same_engine_and_workers_twice_are_equal_to_the_bit_with_dropout(ran: Path) -> None:
-    first, second = results(ran, "twice-a"), results(ran, "twice-b")
+def test_the_same_engine_and_workers_twice_are_equal_to_the_bit_with_dropout(jobs: Jobs) -> None:
+    first, second = jobs.results("twice-a"), jobs.results("twice-b")
     assert first == second
-    assert first["losses"] != results(ran, "zero3-2")["losses"][:6]
-    assert_equal_states(ran, "twice-a", "twice-b")
+    assert first["losses"] != jobs.results("zero3-2-short")["losses"]
+    assert_equal_states(jobs, "twice-a", "twice-b")
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_nan_on_one_worker_stops_all_before_anything_changes(ran: Path, stage: str) -> None:
+def test_nan_on_one_worker_stops_all_before_anything_changes(jobs: Jobs, stage: str) -> None:
     for rank in (0, 1):
-        found = results(ran, f"{stage}-poisoned", rank)
+        found = jobs.results(f"{stage}-poisoned", rank)
         assert len(found["losses"]) == 2
         assert found["error"].startswith("the gradient of step 2 is not finite")
-    assert_equal_states(ran, f"{stage}-poisoned-before", f"{stage}-poisoned")
-    assert all(t.isfinite().all() for t in state(ran, f"{stage}-poisoned", "model").values())
+    assert_equal_states(jobs, f"{stage}-poisoned.before", f"{stage}-poisoned")
+    assert all(t.isfinite().all() for t in jobs.state(f"{stage}-poisoned", "model").values())
 
 
-def test_the_average_held_in_parts_equals_the_ordinary_one(ran: Path) -> None:
-    parts, ordinary = state(ran, "zero3-warm", "ema"), state(ran, "zero3-warm", "ordinary")
-    weights = state(ran, "zero3-warm", "model")
+def test_the_average_held_in_parts_equals_the_ordinary_one(jobs: Jobs) -> None:
+    parts, ordinary = jobs.state("zero3-warm", "ema"), jobs.state("zero3-warm", "ordinary")
+    weights = jobs.state("zero3-warm", "model")
     assert parts.keys() == ordinary.keys()
     assert all(torch.equal(parts[name], ordinary[name]) for name in ordinary)
     assert not torch.equal(parts["conv_in.weight"], weights["conv_in.weight"])
 
 
-def test_stage_3_leaves_large_weights_in_parts_and_the_others_whole(ran: Path) -> None:
-    weights = state(ran, "ddp-1", "model").values()
-    assert results(ran, "ddp-1")["num_elements_held"] == sum(w.numel() for w in weights)
-    assert results(ran, "zero2-2")["num_elements_held"] == sum(w.numel() for w in weights)
-    assert results(ran, "zero3-2")["num_elements_held"] == sum(w.numel() for w in weights if w.numel() <= 2000)
+def test_stage_3_leaves_large_weights_in_parts_and_the_others_whole(jobs: Jobs) -> None:
+    weights = jobs.state("ddp-1", "model").values()
+    assert jobs.results("ddp-1")["num_elements_held"] == sum(w.numel() for w in weights)
+    assert jobs.results("zero2-2-short")["num_elements_held"] == sum(w.numel() for w in weights)
+    assert jobs.results("zero3-2-short")["num_elements_held"] == sum(w.numel() for w in weights if w.numel() <= 2000)
 
 
-def test_stage_3_recomputes_activations(ran: Path) -> None:
-    assert results(ran, "zero3-recomputed")["losses"] == pytest.approx(results(ran, "zero3-2")["losses"][:6], rel=1e-6)
+def test_stage_3_recomputes_activations(jobs: Jobs) -> None:
+    assert jobs.results("zero3-recomputed")["losses"] == pytest.approx(
+        jobs.results("zero3-2-short")["losses"], rel=1e-6
+    )
 
 
-def test_clipping_can_be_switched_off(ran: Path) -> None:
-    plain, found = results(ran, "plain-unclipped"), results(ran, "zero3-unclipped")
+def test_clipping_can_be_switched_off(jobs: Jobs) -> None:
+    plain, found = jobs.results("plain-unclipped"), jobs.results("zero3-unclipped")
     assert found["norms"] == pytest.approx(plain["norms"], rel=1e-4)
     assert found["norms"][0] > 1
-    assert_same_states(ran, "plain-unclipped", "zero3-unclipped")
+    assert_same_states(jobs, "plain-unclipped", "zero3-unclipped")
 
 
-def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(ran: Path) -> None:
-    exact, rounded = results(ran, "zero3-2")["losses"][:6], results(ran, "zero3-bf16")["losses"]
-    assert rounded == pytest.approx(results(ran, "plain-bf16")["losses"], rel=2e-3)
+def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(jobs: Jobs) -> None:
+    exact, rounded = jobs.results("zero3-2-short")["losses"], jobs.results("zero3-bf16")["losses"]
+    assert rounded == pytest.approx(jobs.results("plain-bf16")["losses"], rel=2e-3)
     assert rounded[0] != pytest.approx(exact[0], rel=1e-5)
     assert rounded == pytest.approx(exact, rel=2e-2)
-    weights = state(ran, "zero3-bf16", "model").values()
+    weights = jobs.state("zero3-bf16", "model").values()
     assert all(w.dtype == torch.float32 for w in weights)
     assert any(not torch.equal(w, w.bfloat16().float()) for w in weights)
 

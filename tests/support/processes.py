@@ -1,0 +1,39 @@
+"""Processes that may die, or start others: forked from a server that has imported torch, which saves seconds each."""
+
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+import torch.multiprocessing
+
+Result = TypeVar("Result")
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        *("tests.support.faults", "torch._dynamo"),
+        *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.db.utils"),
+    ]
+)
+
+
+def settle(environment: dict[str, str]) -> None:
+    """In such a process: its environment, which would be the server's, one thread, and workers that are forked.
+
+    `launch_local` spawns its workers, as is right where a process has threads and devices, and each imports torch anew.
+    This process has just begun and has neither, so that they can be forked. Tests that start the command by itself
+    (`tests.support.trainer.command`) show the spawned ones.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    torch.multiprocessing.spawn = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
+
+
+def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """What `function` returns or raises, in a process of its own."""
+    with ProcessPoolExecutor(1, CONTEXT, settle, (dict(os.environ),)) as pool:
+        return pool.submit(function, *arguments).result()
