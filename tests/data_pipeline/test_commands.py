@@ -1,4 +1,4 @@
-"""What the door says to places it cannot use, and about what it passed over."""
+"""What the command line says of places it cannot use, and about what it passed over."""
 
 from pathlib import Path
 

@@ -92,7 +92,7 @@ def test_twice_while_training_it_ends_at_once(data: Path, tmp_path: Path) -> Non
     """Workers that do not come to the end of their step, for a minute, as on storage that hangs."""
     run = tmp_path / "run"
     fault = {"RAYDDPM_FAULT": "step.before:step=4:delay=600"}
-    with Terminal(training(data, tmp_path, "local", 2), **fault) as terminal:
+    with Terminal(training(data, tmp_path, "local", 2), environment=fault) as terminal:
         terminal.wait_for(lambda: has_trained(run) and (run / "faults").exists())
         terminal.press_ctrl_c()
         terminal.wait_for(lambda: "once more to stop at once" in terminal.output)
@@ -146,7 +146,7 @@ def test_under_ray(data: Path, tmp_path: Path, moment: str) -> None:
         return str(read_progress(run).get("phase", "")).startswith(moment)
 
     home = {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    with Terminal(training(data, tmp_path, "ray", 2), **home) as terminal:
+    with Terminal(training(data, tmp_path, "ray", 2), environment=home) as terminal:
         terminal.wait_for(lambda: has_come(terminal))
         terminal.press_ctrl_c()
         kept = "with a checkpoint of step" if moment == "training" else "before there was a checkpoint"
@@ -164,7 +164,7 @@ def test_the_demo(tmp_path: Path) -> None:
         "except KeyboardInterrupt as error:\n    print(error); sys.exit(INTERRUPTED)\n"
     )
     run = tmp_path / "runs" / "demo-digits"
-    with Terminal(python("-c", guarded), **home) as terminal:
+    with Terminal(python("-c", guarded), environment=home) as terminal:
         terminal.wait_for(lambda: has_trained(run))
         terminal.press_ctrl_c()
         assert_ends_well(terminal, "^the demo is stopped")

@@ -44,7 +44,7 @@ def rayddpm(installed: Path, folder: Path, *arguments: str) -> str:
     """What the installed command prints."""
     # On this path, the wheel comes before the checkout that this environment has installed.
     environment = os.environ | {"PYTHONPATH": str(installed), "HOME": str(folder / "home")}
-    command = [installed / "bin" / "rayddpm", *arguments]
+    command = [str(installed / "bin" / "rayddpm"), *arguments]
     shown = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     return shown.stdout

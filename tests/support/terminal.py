@@ -10,7 +10,7 @@ import termios
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from common.code import ROOT
@@ -22,7 +22,7 @@ _KEY = b"\x03"
 class Terminal:
     """`with Terminal([...]) as terminal:`; what still runs at the end, because a test failed, is killed."""
 
-    def __init__(self, arguments: list[str], num_columns: int = 80, **environment: str):
+    def __init__(self, arguments: list[str], num_columns: int = 80, environment: Mapping[str, str] | None = None):
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, num_columns, 0, 0))
         self._marker = uuid.uuid4().hex
@@ -30,7 +30,7 @@ class Terminal:
         self.process = subprocess.Popen(
             arguments,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", **environment, _MARKER: self._marker},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", **(environment or {}), _MARKER: self._marker},
             stdin=slave,
             stdout=slave,
             stderr=slave,

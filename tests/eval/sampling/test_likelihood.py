@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from data_pipeline.storage.shards import DamagedDataError, open_dataset
-from eval.__main__ import main as eval_main
+from eval.cli.commands import main as eval_main
 from eval.runs import read_run
 from eval.sampling.likelihood import dataset_bounds
-from models.cli.door import main
+from models.cli.commands import main
 from models.config import DiffusionConfig, ModelConfig
 from models.likelihood_report import summary
 from models.networks import build_model
@@ -85,7 +85,7 @@ def test_a_damaged_sample_is_named_instead_of_measured(snapshot, tmp_path):
 def test_the_command_measures_a_runs_newest_checkpoint_and_models_names_it(tmp_path, capsys):
     run = make_run(tmp_path, steps=(10, 20))
     data = read_run(run)["config"]["data"]["path"]
-    arguments = ["--num_images", "2", "--num_steps", "2", "--device", "cpu"]
+    arguments = ["--num-images", "2", "--num-sampling-steps", "2", "--device", "cpu"]
     assert eval_main(["likelihood", str(run), data, *arguments, "--output", str(tmp_path / "out")]) == 0
     newest = json.loads(capsys.readouterr().out)
     [checkpoint] = (run / "checkpoints").glob("step-00000020-*")
