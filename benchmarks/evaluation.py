@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.command_line import run_script
 from eval.metrics.statistics import FeatureStatistics, statistics_distance
 from models.config import ModelConfig
-from models.networks import build_on_meta
+from models.networks.table import build_on_meta
 from trainer.config.presets import PRESETS
 
 BATCHES = {"clean-fid": 32, "torch-fidelity": 64, "pytorch-fid": 50}

@@ -23,7 +23,7 @@ from common.command_line import run_script
 from data_pipeline.demo.sets import DemoOptions, pack_demo
 from models.config import ModelConfig
 from models.diffusion import GaussianDiffusion
-from models.networks import build_model, eval_mode
+from models.networks.table import build_model, eval_mode
 from models.precision import use_tf32
 from models.samplers import sample
 

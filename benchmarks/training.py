@@ -35,7 +35,7 @@ from common.command_line import run_script
 from data_pipeline.demo.sets import DemoOptions, pack_demo
 from models.config import ModelConfig
 from models.diffusion import GaussianDiffusion
-from models.networks import build_model
+from models.networks.table import build_model
 from models.precision import use_tf32
 from trainer import randomness
 

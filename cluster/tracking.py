@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from cluster.copies import own_uid
 from cluster.fault import Faults
+from cluster.run_directory import own_uid
 from cluster.spool import UNREADABLE, Spool, read_events, read_metrics
 from cluster.tracking_uri import artifact_location, default_tracking_uri
 from common.files import read_json, write_json_atomic

@@ -15,7 +15,7 @@ from torch import Tensor
 from common.checks import check_whole
 from models import philox
 from models.diffusion import GaussianDiffusion, NoiseModel
-from models.networks import image_shape, place
+from models.networks.table import image_shape, place
 from models.samplers import Progress, Step, choose_process, denoise_from
 
 INTERPOLATION_STREAM = "generation/interpolation"

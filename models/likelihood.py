@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models import philox
 from models.diffusion import GaussianDiffusion, NoiseModel
-from models.networks import eval_mode, place
+from models.networks.table import eval_mode, place
 from models.samplers import Progress
 
 NOISE_STREAM = "likelihood/noise"

@@ -18,7 +18,7 @@ from torch import Tensor
 from common.checks import check_choice, check_number, check_whole
 from models import philox
 from models.diffusion import GaussianDiffusion, NoiseModel
-from models.networks import eval_mode, image_shape, place
+from models.networks.table import eval_mode, image_shape, place
 
 LOWEST_HALF_LOG_SNR = -5.1
 """Where the steps of DPM-Solver++ begin to be spread from; the paper's linear schedule ends at -5.06."""

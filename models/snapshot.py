@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from common.files import read_json, sha256_of_file, write_atomic, write_text_atomic
 from models.config import DiffusionConfig, ModelConfig
 from models.diffusion import GaussianDiffusion
-from models.networks import build_on_meta
+from models.networks.table import build_on_meta
 
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "ema.safetensors"

@@ -18,7 +18,7 @@ from cluster.spool import Spool
 from data_pipeline.loader import Batch
 from models.diffusion import GaussianDiffusion
 from models.ema import ExponentialMovingAverage
-from models.networks import build_model
+from models.networks.table import build_model
 from trainer.checkpoint import CheckpointStore, Resumed
 from trainer.config.config import Config, from_dict
 from trainer.data import open_data, open_stream, recorded_in

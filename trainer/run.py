@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 
-from cluster.copies import own_uid
 from cluster.fault import requested
 from cluster.lease import Lease, holding
-from cluster.run_directory import FINISHED, LEASE, RUN, newest_step
+from cluster.run_directory import FINISHED, LEASE, RUN, newest_step, own_uid
 from cluster.spool import Spool
 from common.code import git_commit, installed_versions
 from common.files import read_json, write_json_atomic
 from common.redaction import redacted_values
 from models.config import ModelConfig
-from models.networks import build_model
+from models.networks.table import build_model
 from trainer.config.config import Config, digest, flatten, from_dict, to_dict
 from trainer.config.plan import Plan, num_parameters
 

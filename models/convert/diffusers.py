@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_json, write_json_atomic
-from models.blocks import GROUP_NORM_EPSILON
 from models.config import NUM_GROUPS, DiffusionConfig, ModelConfig
 from models.convert.names import Imported, diffusers_name, read_tensors, to_ours, to_theirs
+from models.networks.blocks import GROUP_NORM_EPSILON
+from models.networks.unet import level_channels
 from models.snapshot import Snapshot, save_tensors
-from models.unet import level_channels
 
 LIBRARY_VERSION = "0.42.1"
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.config import DiffusionConfig, ModelConfig
-from models.networks import build_on_meta
+from models.networks.table import build_on_meta
 
 ATTENTION_LAYERS = {"query": "q", "key": "k", "value": "v", "projection": "proj_out"}
 

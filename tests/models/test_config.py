@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from common.code import ROOT
-from models.annotated_unet import cumulative_channels
 from models.config import DiffusionConfig, ModelConfig
-from models.unet import level_channels
+from models.networks.annotated_unet import cumulative_channels
+from models.networks.unet import level_channels
 
 
 def test_configs_survive_json():

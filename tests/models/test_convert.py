@@ -13,9 +13,9 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from models.cli.commands import main
 from models.config import DiffusionConfig, ModelConfig
 from models.convert.tables import EXPORTS, IMPORTS
-from models.networks import build_model
+from models.networks.table import build_model
+from models.networks.unet import level_channels
 from models.snapshot import load_snapshot, write_snapshot
-from models.unet import level_channels
 from tests.support import models_reference as reference
 
 CIFAR_LAYOUT = ModelConfig(base_channels=32)

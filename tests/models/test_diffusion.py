@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models.config import DiffusionConfig, ModelConfig
 from models.diffusion import GaussianDiffusion
 from models.likelihood import prior_divergence
-from models.networks import build_model
+from models.networks.table import build_model
 from tests.support import models_reference as reference
 
 TINY = ModelConfig(

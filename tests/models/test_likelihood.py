@@ -19,7 +19,7 @@ from models.likelihood import (
     variational_bound,
 )
 from models.likelihood_report import summary
-from models.networks import build_model
+from models.networks.table import build_model
 from models.snapshot import write_snapshot
 from tests.support.mixture import DEVIATION, MEANS, WEIGHTS, MixtureModel, draw
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models import philox
 from models.config import DiffusionConfig, ModelConfig
 from models.diffusion import GaussianDiffusion
-from models.networks import build_model, eval_mode
+from models.networks.table import build_model, eval_mode
 from models.samplers import SAMPLERS, choose_process, denoise_from, log_snr_timesteps, sample, uniform_timesteps
 from tests.support.mixture import SHAPE, MixtureModel, draw, energy_distance
 

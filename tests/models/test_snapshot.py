@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from models.config import DiffusionConfig, ModelConfig
-from models.networks import build_model
+from models.networks.table import build_model
 from models.samplers import sample
 from models.snapshot import RECORD_NAME, WEIGHTS_NAME, load_snapshot, write_snapshot
 

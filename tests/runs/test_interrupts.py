@@ -124,7 +124,7 @@ def test_while_packing_what_is_packed_is_kept(tmp_path: Path) -> None:
 
 def test_while_sampling(tmp_path: Path) -> None:
     from models.config import DiffusionConfig
-    from models.networks import build_model
+    from models.networks.table import build_model
     from models.snapshot import write_snapshot
 
     tensors = build_model(TINY_MODEL).state_dict()

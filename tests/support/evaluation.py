@@ -19,7 +19,7 @@ from eval.protocol import Protocol, parse_protocol
 from eval.service.runner import Runner
 from eval.settings import EvaluationSettings
 from models.config import DiffusionConfig, ModelConfig
-from models.networks import build_model
+from models.networks.table import build_model
 from models.snapshot import write_snapshot
 
 MODEL = ModelConfig(

@@ -23,7 +23,7 @@ from common.files import read_json, write_json_atomic
 from data_pipeline.loader import Batch
 from models.diffusion import GaussianDiffusion
 from models.ema import ExponentialMovingAverage
-from models.networks import build_model
+from models.networks.table import build_model
 from tests.support.processes import CONTEXT, settle
 from tests.support.trainer import TINY_MODEL, tiny_config
 from trainer.config.config import Config, from_dict, to_dict

@@ -13,7 +13,7 @@ from cluster.storage import DamagedError
 from common.files import read_json, write_json_atomic
 from data_pipeline.loader import Batch
 from models.diffusion import GaussianDiffusion
-from models.networks import build_model
+from models.networks.table import build_model
 from tests.support.trainer import TINY_MODEL, tiny_config
 from trainer.checkpoint import CheckpointStore, Resumed, capture
 from trainer.engines.ddp import DdpEngine

@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d
 from cluster.spool import read_metrics
 from models.config import ModelConfig
 from models.diffusion import GaussianDiffusion
-from models.networks import build_model, eval_mode
+from models.networks.table import build_model, eval_mode
 from models.pixels import to_uint8
 from models.precision import use_tf32
 from models.samplers import sample

@@ -16,7 +16,7 @@ from common.redaction import redacted, redacted_values
 from data_pipeline.paths import resolve_path
 from data_pipeline.storage.manifest import Manifest
 from data_pipeline.storage.shards import read_manifest, reading_options
-from models.networks import build_model
+from models.networks.table import build_model
 from trainer.config.config import Config, Launcher, digest, semantics, to_dict
 
 STORAGE_NAMES = ("mlflow.db", "mlartifacts", "evaluators", "evaluation-requests", "reference-statistics", "reports")

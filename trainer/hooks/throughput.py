@@ -9,7 +9,7 @@ import time
 import torch
 
 from models.config import ModelConfig
-from models.networks import build_model
+from models.networks.table import build_model
 
 _FORWARDS_PER_STEP = 3
 _MIN_SECONDS = 0.1

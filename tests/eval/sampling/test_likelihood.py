@@ -13,7 +13,7 @@ from eval.sampling.likelihood import dataset_bounds
 from models.cli.commands import main
 from models.config import DiffusionConfig, ModelConfig
 from models.likelihood_report import summary
-from models.networks import build_model
+from models.networks.table import build_model
 from models.snapshot import load_snapshot, write_snapshot
 from tests.support.data import pack_arrays
 from tests.support.evaluation import make_run

@@ -18,7 +18,7 @@ from eval.sampling.blocks import BlockWorker, missing_blocks
 from eval.sampling.evaluation import run_here
 from eval.service import runner as runner_module
 from eval.settings import EvaluationSettings
-from models.networks import build_model
+from models.networks.table import build_model
 from models.snapshot import write_snapshot
 from tests.support.evaluation import DIFFUSION, MODEL, PROTOCOL, SETTINGS, job_of, make_run, runner
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from models.cli.commands import main
 from models.config import DiffusionConfig, ModelConfig
-from models.networks import build_model
+from models.networks.table import build_model
 from models.pixels import to_uint8
 from models.samplers import sample
 from models.snapshot import load_snapshot, write_snapshot

@@ -10,7 +10,7 @@ from cluster.launch import Worker
 from data_pipeline.loader import Batch
 from data_pipeline.order import SampleOrder
 from models.diffusion import GaussianDiffusion
-from models.networks import build_model
+from models.networks.table import build_model
 from tests.support.trainer import NO_GRADIENT, TINY_MODEL, final_weights, losses, tiny_config, train_locally
 from trainer.config.config import Config
 from trainer.engines.base import NonFiniteError

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.networks import build_model
+from models.networks.table import build_model
 from tests.support.trainer import TINY_MODEL
 from trainer.config.presets import PRESETS
 from trainer.hooks.throughput import model_flops_per_image, peak_flops_per_second

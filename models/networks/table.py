@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from common.checks import check_choice
-from models.annotated_unet import AnnotatedUNet
 from models.config import ModelConfig
 from models.diffusion import NoiseModel
-from models.unet import UNet
+from models.networks.annotated_unet import AnnotatedUNet
+from models.networks.unet import UNet
 
 NETWORKS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "ddpm": UNet,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.blocks import AttentionBlock, ResidualBlock, sinusoidal_embedding
 from models.config import ModelConfig
-from models.networks import build_model, build_on_meta
+from models.networks.blocks import AttentionBlock, ResidualBlock, sinusoidal_embedding
+from models.networks.table import build_model, build_on_meta
 from tests.support import models_reference as reference
 
 CIFAR = ModelConfig()

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.config import ModelConfig
 from models.diffusion import GaussianDiffusion
-from models.networks import build_model, build_on_meta
+from models.networks.table import build_model, build_on_meta
 from tests.support import models_reference as reference
 
 TUTORIAL = ModelConfig(

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.blocks import check_input, check_norms, sinusoidal_embedding
 from models.config import NUM_GROUPS, ModelConfig
+from models.networks.blocks import check_input, check_norms, sinusoidal_embedding
 
 NUM_FINAL_GROUPS = 8
 
 
 class AnnotatedUNet(nn.Module):
-    """eps_theta(x_t, t) by the tutorial's network. See models.networks.build_model for shapes and dtypes."""
+    """eps_theta(x_t, t) by the tutorial's network. See models.networks.table.build_model for shapes and dtypes."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ import torch
 
 from common.code import ROOT
 from models.config import ModelConfig
-from models.networks import NETWORKS, build_model, build_on_meta, image_shape, place
+from models.networks.table import NETWORKS, build_model, build_on_meta, image_shape, place
 
 SMALL = {"image_size": 8, "base_channels": 32, "channel_multipliers": (1, 2), "attention_resolutions": (4,)}
 

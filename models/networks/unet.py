@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.blocks import (
+from models.config import ModelConfig
+from models.networks.blocks import (
     AttentionBlock,
     Downsample,
     ResidualBlock,
@@ -24,11 +25,10 @@ from models.blocks import (
     check_norms,
     group_norm,
 )
-from models.config import ModelConfig
 
 
 class UNet(nn.Module):
-    """eps_theta(x_t, t). See models.networks.build_model for shapes and dtypes.
+    """eps_theta(x_t, t). See models.networks.table.build_model for shapes and dtypes.
 
     Works in float64 and bfloat16 too, under autocast, and in channels_last memory format. Other image sizes
     than the configured one, and other sides than squares, are accepted if every level can be halved.
