@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from cluster.spool import read_metrics
+from cluster.tracking.spool import read_metrics
 from common.command_line import run_script
 from data_pipeline.demo.sets import DemoOptions, pack_demo
 from models.config import ModelConfig

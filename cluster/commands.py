@@ -38,7 +38,7 @@ def upload(run_directory: Path) -> None:
     Args:
         run_directory: folder of the run, with its run.json.
     """
-    from cluster.tracking import Uploader, UploadError
+    from cluster.tracking.uploader import Uploader, UploadError
 
     if not (run_directory / "run.json").exists():
         raise FileNotFoundError(f"{run_directory} holds no run.json: give a run's own folder")

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any, TextIO
 
-from cluster.spool import read_events
+from cluster.tracking.spool import read_events
 from common.files import read_json, temporary_name
 from common.progress import Progress, showing
 

@@ -1,17 +1,12 @@
-"""What a run's directory holds, what it is called there, how its names read, and whether it is a copy."""
+"""What a run's directory holds, what it is called there, and how its names read: the one place that knows."""
 
 import functools
-import hashlib
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cluster.lease import is_held
-from cluster.spool import read_events
 from cluster.storage import COMPLETE
-from common.files import read_json
 
 RUN = "run.json"
 """Config, digests, MLflow run, versions: what the run is."""
@@ -101,18 +96,6 @@ def held_checkpoints(run_directory: Path) -> set[str]:
     return {path.parent.name for path in (run_directory / EVALUATIONS).glob("*/*.lease") if is_held(path)}
 
 
-def own_uid(run_directory: Path, run: Mapping[str, Any]) -> str:
-    """What the folder's MLflow run is found by: the uid of its run.json; if it is a copy of another, one of its own.
-
-    run: the content of its run.json. Where the original is still in its place, this folder is the copy. Where it cannot
-    be seen from here, the folder is taken for moved.
-    """
-    uid = str(run["uid"])
-    if _is_other_folder_of_the_run(_home(run_directory, run), run_directory, uid):
-        return hashlib.sha256(f"{uid} {run_directory.absolute()}".encode()).hexdigest()[:32]
-    return uid
-
-
 def _committed_nanoseconds(checkpoint: Path) -> int | None:
     """When the checkpoint was committed, in unix nanoseconds; 0 if that cannot be read, None if it is not committed."""
     try:
@@ -127,22 +110,3 @@ def _committed_nanoseconds(checkpoint: Path) -> int | None:
 def _leave_alone(path: Path) -> None:
     """Said once: the folder is listed again and again."""
     _log.warning("%s is left alone: checkpoints are named step-<step, at least 8 digits>-<attempt>", path)
-
-
-def _home(run_directory: Path, run: Mapping[str, Any]) -> str:
-    """Where the run was last opened; for one of an earlier version as it told MLflow. "" if it was never said."""
-    if isinstance(directory := run.get("directory"), str):
-        return directory
-    path = run_directory / SPOOL / "run.jsonl"
-    events = [event for event, _ in read_events(path)] if path.exists() else []
-    tags = [event["values"] for event in events if event["type"] == "tags"]
-    return next((str(values["run_directory"]) for values in reversed(tags) if "run_directory" in values), "")
-
-
-def _is_other_folder_of_the_run(home: str, run_directory: Path, uid: str) -> bool:
-    path = Path(home) / RUN
-    try:
-        other = read_json(path)
-        return isinstance(other, dict) and other.get("uid") == uid and not path.parent.samefile(run_directory)
-    except (OSError, ValueError):
-        return False  # nothing there, or nothing that can be read

@@ -6,7 +6,7 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from cluster.tracking import Uploader, UploadError
+from cluster.tracking.uploader import Uploader, UploadError
 from common.files import read_json
 from common.redaction import redacted
 from eval.protocol import parse_protocol

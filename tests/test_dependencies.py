@@ -33,7 +33,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "jinja2": ("eval/reports/report.py", "eval/web/page_data.py"),
     "lmdb": ("data_pipeline/sources/tables.py",),
     "matplotlib": ("eval/reports/curves.py", "models/cli/likelihood_report.py"),
-    "mlflow": ("cluster/tracking.py", "eval/registry.py", "models/cli/registry_uri.py"),
+    "mlflow": ("cluster/tracking/uploader.py", "eval/registry.py", "models/cli/registry_uri.py"),
     "psutil": ("cluster/local.py", "trainer/hooks/metrics.py"),
     "pyarrow": ("data_pipeline/sources/tables.py",),
     "pydantic": ("eval/web/app.py",),

@@ -14,7 +14,7 @@ from cluster.fault import Faults
 from cluster.launch import Worker
 from cluster.lease import Lease
 from cluster.run_directory import LEDGER
-from cluster.spool import Spool
+from cluster.tracking.spool import Spool
 from data_pipeline.loader import Batch
 from models.diffusion import GaussianDiffusion
 from models.ema import ExponentialMovingAverage

@@ -10,14 +10,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from cluster.background import BackgroundUploader
 from cluster.fault import Faults, requested
 from cluster.launch import LaunchError, Resources, in_torchrun, launch_local
 from cluster.lease import Lease, LostLeaseError
 from cluster.progress import ProgressBar, progress_path, write_progress
 from cluster.ray_train import launch_ray
 from cluster.run_directory import newest_step
-from cluster.tracking import Uploader
+from cluster.tracking.background import BackgroundUploader
+from cluster.tracking.uploader import Uploader
 from common.files import read_json
 from common.interrupt import INTERRUPTED, Interrupted, sigterm_interrupts
 from common.progress import log_format

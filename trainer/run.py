@@ -13,8 +13,9 @@ import torch
 
 from cluster.fault import requested
 from cluster.lease import Lease, holding
-from cluster.run_directory import FINISHED, LEASE, RUN, newest_step, own_uid
-from cluster.spool import Spool
+from cluster.run_directory import FINISHED, LEASE, RUN, newest_step
+from cluster.tracking.copies import own_uid
+from cluster.tracking.spool import Spool
 from common.code import git_commit, installed_versions
 from common.files import read_json, write_json_atomic
 from common.redaction import redacted_values

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.tracking import read_metrics
+from cluster.tracking.uploader import read_metrics
 from common.redaction import redacted
 from eval.backlog import checkpoints_of
 from eval.protocol import from_description

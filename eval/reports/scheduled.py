@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cluster.tracking import Spool
+from cluster.tracking.uploader import Spool
 from eval.backlog import warn_once
 from eval.reports.report import write_report
 

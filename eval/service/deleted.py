@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.spool import read_events
+from cluster.tracking.spool import read_events
 from eval.backlog import Job, Selection, checkpoints_of
 from eval.protocol import Protocol
 from eval.results import read_result

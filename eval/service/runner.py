@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.lease import Lease, LostLeaseError, holding
-from cluster.spool import Spool, read_events
-from cluster.tracking import Uploader
+from cluster.tracking.spool import Spool, read_events
+from cluster.tracking.uploader import Uploader
 from common.files import TEMPORARY_NAMES
 from common.pictures import write_png
 from eval.backlog import Job

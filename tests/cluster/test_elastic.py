@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.spool import read_metrics
+from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from data_pipeline.ledger import audit
 from data_pipeline.storage.shards import open_dataset

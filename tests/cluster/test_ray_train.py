@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.spool import read_metrics
+from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from tests.support.cluster import Cluster
 from tests.support.trainer import command, losses

@@ -12,7 +12,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from cluster.spool import read_metrics
+from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from common.files import read_json
 from tests.support.faults import TINY, Running, run, wait_for

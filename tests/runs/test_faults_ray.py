@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from cluster.run_directory import step_of
-from cluster.spool import read_metrics
 from cluster.storage import complete_directories
+from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from common.files import read_json
 from tests.cluster.test_elastic import two_nodes

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.run_directory import step_of
-from cluster.spool import read_metrics
 from cluster.storage import complete_directories
+from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from common.files import read_json, write_json_atomic
 from tests.support.faults import TINY, Ended, Running, assert_same_run, audited, checkpoint_names, run, wait_for

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.progress import has_trained, read_progress
-from cluster.spool import read_events
 from cluster.storage import complete_directories
+from cluster.tracking.spool import read_events
 from tests.support.terminal import Terminal
 from tests.support.trainer import TINY_MODEL
 from trainer.checkpoint import step_of

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cluster.storage import commit_directory
-from cluster.tracking import Spool, default_tracking_uri
+from cluster.tracking.uploader import Spool, default_tracking_uri
 from common.files import write_json_atomic
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.pack import pack

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.launch import Resources, Worker, launch_local
-from cluster.spool import read_metrics
 from cluster.storage import complete_directories
+from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from data_pipeline.demo.sets import DemoOptions, pack_demo
 from models.config import ModelConfig

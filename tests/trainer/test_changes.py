@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cluster.run_directory import complete_checkpoints, step_of
-from cluster.spool import read_metrics
 from cluster.storage import complete_directories, remove_directory
+from cluster.tracking.spool import read_metrics
 from common.files import read_json
 from data_pipeline.demo.sets import DemoOptions, pack_demo
 from tests.support.trainer import digits, losses, tiny_config, train_locally

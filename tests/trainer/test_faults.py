@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from cluster.launch import Worker
 from cluster.run_directory import step_of
-from cluster.spool import read_metrics
 from cluster.storage import complete_directories
+from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from tests.support.faults import assert_same_run, wait_for
 from tests.support.trainer import command, tiny_config

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from cluster.spool import read_metrics
+from cluster.tracking.spool import read_metrics
 from models.config import ModelConfig
 from models.diffusion import GaussianDiffusion
 from models.networks.table import build_model, eval_mode

@@ -13,8 +13,8 @@ import torch
 from cluster.launch import Worker
 from cluster.lease import LostLeaseError
 from cluster.run_directory import step_of
-from cluster.spool import read_metrics
 from cluster.storage import DamagedError, complete_directories, verify
+from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from tests.support.trainer import (
     command,

@@ -11,7 +11,7 @@ import torch
 
 from cluster.fault import requested
 from cluster.launch import in_ray_job, in_torchrun
-from cluster.tracking_uri import checked_tracking_uri, default_tracking_uri
+from cluster.tracking.uri import checked_tracking_uri, default_tracking_uri
 from common.redaction import redacted, redacted_values
 from data_pipeline.paths import resolve_path
 from data_pipeline.storage.manifest import Manifest

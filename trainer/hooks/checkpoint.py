@@ -4,7 +4,7 @@ import logging
 import time
 
 from cluster.lease import LostLeaseError
-from cluster.spool import Spool
+from cluster.tracking.spool import Spool
 from data_pipeline.loader import Batch
 from models.ema import ExponentialMovingAverage
 from trainer.background_saver import BackgroundSaver, Saved

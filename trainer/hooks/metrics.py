@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from cluster.launch import Worker
-from cluster.spool import Spool
+from cluster.tracking.spool import Spool
 from data_pipeline.loader import Batch, BatchStream
 from models.ema import ExponentialMovingAverage
 from trainer.config.config import Config

@@ -174,7 +174,7 @@ def test_a_run_without_any_number_still_has_a_report(tmp_path):
 
 
 def test_a_diverged_loss_is_valid_json_and_leaves_the_chart_standing(tmp_path):
-    from cluster.tracking import Spool
+    from cluster.tracking.uploader import Spool
 
     run = make_run(tmp_path / "runs", steps=(100,))
     spool = Spool(run, "train")

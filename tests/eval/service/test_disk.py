@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cluster.run_directory import held_checkpoints
-from cluster.tracking import read_metrics
+from cluster.tracking.uploader import read_metrics
 from eval.backlog import Selection
 from eval.protocol import parse_protocol
 from eval.results import MAX_ATTEMPTS, all_results

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cluster.storage import commit_directory
-from cluster.tracking import read_metrics
+from cluster.tracking.uploader import read_metrics
 from common.files import read_json, write_json_atomic
 from eval.protocol import Protocol, parse_protocol
 from eval.results import MAX_ATTEMPTS, read_result

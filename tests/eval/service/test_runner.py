@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cluster.lease import try_lease
-from cluster.tracking import read_metrics
+from cluster.tracking.uploader import read_metrics
 from common.files import read_json
 from data_pipeline.storage.shards import open_dataset
 from eval.backlog import Selection, pending_jobs
@@ -100,7 +100,7 @@ def test_with_mlflow_away_the_result_is_kept_and_logged_later(run, tmp_path):
     (run / "run.json").write_text(json.dumps(described))
     from mlflow import MlflowClient
 
-    from cluster.tracking import Uploader
+    from cluster.tracking.uploader import Uploader
 
     [(_, value, seconds)] = read_metrics(run)[f"eval/{PROTOCOL.name}"]
     assert Uploader(run).drain() > 0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.spool import Spool
 from cluster.storage import remove_directory
-from cluster.tracking import Uploader
+from cluster.tracking.spool import Spool
+from cluster.tracking.uploader import Uploader
 from common.files import write_json_atomic
 from eval.backlog import Selection, jobs_of_run
 from eval.protocol import parse_protocol

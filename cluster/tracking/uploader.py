@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from cluster.fault import Faults
-from cluster.run_directory import own_uid
-from cluster.spool import UNREADABLE, Spool, read_events, read_metrics
-from cluster.tracking_uri import artifact_location, default_tracking_uri
+from cluster.tracking.copies import own_uid
+from cluster.tracking.spool import UNREADABLE, Spool, read_events, read_metrics
+from cluster.tracking.uri import artifact_location, default_tracking_uri
 from common.files import read_json, write_json_atomic
 from common.redaction import redacted
 

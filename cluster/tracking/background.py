@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from cluster.fault import Faults
-from cluster.tracking import Uploader
+from cluster.tracking.uploader import Uploader
 
 _REST = "the rest stays in the spool: python -m cluster upload RUN_DIR"
 _log = logging.getLogger(__name__)

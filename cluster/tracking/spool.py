@@ -1,6 +1,6 @@
 """The spool: what a run has to say to MLflow, as append-only JSON lines on the run's own storage.
 
-Writers (training rank 0, the evaluator) append and never wait for a server; `cluster.tracking` sends what they
+Writers (training rank 0, the evaluator) append and never wait for a server; `cluster.tracking.uploader` sends what they
 append. Nothing is deleted after it was sent: reports read a run's history here, with MLflow up or down.
 """
 

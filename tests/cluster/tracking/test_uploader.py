@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from cluster.background import BackgroundUploader
 from cluster.commands import main
-from cluster.spool import Spool, read_metrics
-from cluster.tracking import Uploader, UploadError, default_tracking_uri
+from cluster.tracking.background import BackgroundUploader
+from cluster.tracking.spool import Spool, read_metrics
+from cluster.tracking.uploader import Uploader, UploadError, default_tracking_uri
 from common.files import read_json, write_json_atomic
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.tracking_uri import artifact_location, checked_tracking_uri
+from cluster.tracking.uri import artifact_location, checked_tracking_uri
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from cluster.spool import Spool, read_events, read_metrics
-from cluster.tracking import Uploader, default_tracking_uri
+from cluster.tracking.spool import Spool, read_events, read_metrics
+from cluster.tracking.uploader import Uploader, default_tracking_uri
 from common.files import read_json, write_json_atomic
 
 UNREADABLE = [

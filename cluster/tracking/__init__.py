@@ -1,0 +1,1 @@
+"""From a run to MLflow: what is said is kept on the run's own storage first, then sent."""
