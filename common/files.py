@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 TEMPORARY = ".tmp-"
 """How names of unfinished files and folders start."""
@@ -58,7 +58,12 @@ def read_json(path: Path) -> Any:
 def sha256_of_file(path: Path) -> str:
     """The SHA-256 of a file's content, in hex."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """The SHA-256 of an open file from where it stands to its end, in hex."""
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def fsync(path: Path) -> None:

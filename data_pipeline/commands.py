@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from common.command_line import CommandLine, run
+from common.progress import progress
 
 if TYPE_CHECKING:
     from data_pipeline.packing.pack import TaskRunner
@@ -176,12 +177,12 @@ def audit(ledger: str, dest: str, num_steps: int | None = None) -> None:
 
 def _local(path: str, what: str) -> str:
     """The absolute path of a local file or folder; ValueError for an address."""
-    from data_pipeline.storage.address import is_remote, redacted
+    from data_pipeline.storage.address import is_remote, shown_address
 
     if is_remote(path):
         raise ValueError(
-            f"{what} {redacted(path)} is an address; pack from and into local folders, then copy the packed folder to "
-            "http(s):// or s3://, where training, verify and order read it"
+            f"{what} {shown_address(path)} is an address; pack from and into local folders, then copy the packed "
+            "folder to http(s):// or s3://, where training, verify and order read it"
         )
     return os.path.abspath(path)
 
@@ -205,24 +206,13 @@ def _print_packed(manifest: "Manifest", dest: str, num_ignored: int = 0) -> None
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int, int], None]]:
-    """A bar on stderr with rate and remaining time; a function to call with (done, total, refused)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]} images/s, {task.fields[refused]} refused, remaining"),
-        TimeRemainingColumn(),
-    )
+    """Progress on stderr, with the rate; a function to call with (done, total, refused)."""
     started = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None, rate="-", refused=0, visible=False)
+    with progress(what) as shown:
 
         def advance(done: int, total: int, refused: int) -> None:
-            rate = f"{done / max(time.monotonic() - started, 1e-6):.0f}"
-            bar.update(task, completed=done, total=total, rate=rate, refused=refused, visible=True)
+            rate = f"{done / max(time.monotonic() - started, 1e-6):.0f} images/s"
+            shown.report(done, total, rate, *([f"{refused} refused"] if refused else []))
 
         yield advance
 

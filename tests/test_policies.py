@@ -40,7 +40,7 @@ ONCE = {
     r"def _?redacted\b": {"common/redaction.py"},
     r"def _?(make_)?grid\b": {"common/pictures.py"},
     r"from rich\.(progress|live) import": {"common/progress.py"},
-    r"\bArgumentParser\(": {"common/command_line.py"},
+    r"\bArgumentParser\(": {"common/command_line.py", "common/parser.py", "trainer/completion.py"},
 }
 
 

@@ -47,8 +47,24 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
     """
     path = plan.directory / RUN
     previous = _read_previous(path) if path.exists() else None
-    forced_changes = previous.get("forced_changes", []) if previous else []
-    if previous is not None and (changed := _changes(plan, previous["semantics"])):
+    forced_changes = _forced_changes(plan, previous, force_changes) if previous else []
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    run = {**_description(plan), **_history(plan, previous), "forced_changes": forced_changes}
+    if is_finished(plan):
+        return False
+    (plan.directory / FINISHED).unlink(missing_ok=True)
+    if previous is not None and run["uid"] != previous["uid"]:
+        _log.warning("%s is a copy: it gets an MLflow run of its own, with all points of the original", plan.directory)
+        (plan.directory / "spool" / "mlflow.json").unlink(missing_ok=True)  # names the original's
+    write_json_atomic(path, run)
+    _announce(plan, run)
+    return True
+
+
+def _forced_changes(plan: Plan, previous: dict[str, Any], force_changes: bool) -> list[dict[str, Any]]:
+    """What was changed about the run so far, and by this plan. Raises ValueError if it may not be changed."""
+    forced_changes = list(previous.get("forced_changes", []))
+    if changed := _changes(plan, previous["semantics"]):
         if not force_changes:
             raise ValueError(
                 f"{plan.directory} holds another run ({'; '.join(changed)}): give this one another --run.name, or the "
@@ -57,14 +73,14 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
         _refuse_misfits(plan, from_dict(previous["config"]))
         forced_changes.append({"after_step": newest_step(plan.directory), "changes": changed})
         _log.warning("%s goes on with changes: %s", plan.directory, "; ".join(changed))
-    plan.directory.mkdir(parents=True, exist_ok=True)
+    return forced_changes
+
+
+def _description(plan: Plan) -> dict[str, Any]:
+    """What is trained, with what code, and where it is told."""
     config = plan.config
-    run = {
+    return {
         "run": config.run.name,
-        "uid": own_uid(plan.directory, previous) if previous else uuid.uuid4().hex,
-        "directory": str(plan.directory),
-        "num_attempts": previous["num_attempts"] + 1 if previous else 1,
-        "created_unix_seconds": previous["created_unix_seconds"] if previous else time.time(),
         "config": to_dict(config),
         "semantics": plan.semantics,
         "config_digest": digest(plan.semantics),
@@ -75,18 +91,18 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
         "experiment": config.run.experiment,
         "git_commit": git_commit(),
         "faults": requested(),
-        "forced_changes": forced_changes,
         "versions": installed_versions(*_VERSIONED),
     }
-    if is_finished(plan):
-        return False
-    (plan.directory / FINISHED).unlink(missing_ok=True)
-    if previous is not None and run["uid"] != previous["uid"]:
-        _log.warning("%s is a copy: it gets an MLflow run of its own, with all points of the original", plan.directory)
-        (plan.directory / "spool" / "mlflow.json").unlink(missing_ok=True)  # names the original's
-    write_json_atomic(path, run)
-    _announce(plan, run)
-    return True
+
+
+def _history(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
+    """Which run it is, where it lies, and how often it was started."""
+    return {
+        "uid": own_uid(plan.directory, previous) if previous else uuid.uuid4().hex,
+        "directory": str(plan.directory),
+        "num_attempts": previous["num_attempts"] + 1 if previous else 1,
+        "created_unix_seconds": previous["created_unix_seconds"] if previous else time.time(),
+    }
 
 
 def is_finished(plan: Plan) -> bool:

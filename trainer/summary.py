@@ -8,8 +8,7 @@ from cluster.launch import in_ray_job
 from cluster.storage import complete_directories
 from common.code import ROOT
 from common.redaction import redacted
-from data_pipeline.storage.address import is_remote
-from data_pipeline.storage.address import redacted as redacted_path
+from data_pipeline.storage.address import is_remote, shown_address
 from trainer.config.config import Launcher
 from trainer.config.plan import Plan, num_parameters
 from trainer.run import newest_step
@@ -26,7 +25,7 @@ def at_the_start(plan: Plan, launcher: Launcher) -> str:
     rows = {
         "workers": f"{fewest}{workers.num_workers}, each on one {device}, {workers.strategy}, launched by {launcher}",
         "network": f"{num_parameters(config):,} parameters, {config.train.precision}",
-        "data": f"{manifest.num_samples:,} images of {shape} in {redacted_path(path) if is_remote(path) else path}",
+        "data": f"{manifest.num_samples:,} images of {shape} in {shown_address(path) if is_remote(path) else path}",
         "steps": f"{config.train.num_steps:,} of {config.train.global_batch_size} images"
         + (f", from the checkpoint of step {step:,}" if step else ""),
         "curves": _mlflow(plan),

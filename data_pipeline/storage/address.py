@@ -10,7 +10,7 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def redacted(url: str) -> str:
+def shown_address(url: str) -> str:
     """A URL without user, password and query, fit for logs."""
     return redaction.redacted(url).replace("***@", "").partition("?")[0].partition("#")[0]
 
@@ -24,7 +24,7 @@ def scheme_of(url: str) -> str:
         usable = False
     if not usable:
         raise ValueError(
-            f"data path {redacted(url)!r} names no usable host; expected is http(s)://host/path or s3://..."
+            f"data path {shown_address(url)!r} names no usable host; expected is http(s)://host/path or s3://..."
         )
     return parts.scheme
 

@@ -1,6 +1,5 @@
 """Fetching whole files over http(s):// and s3:// through fsspec: again and again if need be, and checked."""
 
-import hashlib
 import io
 import json
 import logging
@@ -10,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from data_pipeline.storage.address import first_line, redacted, scheme_of
+from common.files import sha256_of
+from data_pipeline.storage.address import first_line, scheme_of, shown_address
 from data_pipeline.storage.cache import is_of_this_disk
 from data_pipeline.storage.errors import DamagedDataError
 from data_pipeline.storage.manifest import MANIFEST_NAME
@@ -60,7 +60,7 @@ class Fetcher:
         self._is_http = url.startswith("http")
         url, mark, query = url.partition("?") if self._is_http else (url, "", "")
         self.url = url.removesuffix(f"/{MANIFEST_NAME}").rstrip("/")
-        self.shown_url = redacted(self.url)
+        self.shown_url = shown_address(self.url)
         self._query = mark + query
         self._settings, self._on_try = settings, on_try
         self._closed = threading.Event()
@@ -107,7 +107,7 @@ class Fetcher:
             if actual_bytes != num_bytes:
                 raise DamagedDataError(f"got {actual_bytes} bytes, the manifest says {num_bytes}")
             file.seek(0)
-            actual = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            actual = sha256_of(file)
             if actual != sha256:
                 raise DamagedDataError(f"its sha256 is {actual}, the manifest says {sha256}: it was replaced")
 
@@ -177,5 +177,5 @@ def _file_system(url: str, settings: FetchSettings) -> tuple[Any, str, tuple[typ
         package = "rayddpm[s3]" if scheme == "s3" else "fsspec[http]"
         raise ValueError(f"reading {scheme}:// needs more packages: pip install '{package}'") from error
     raise ValueError(
-        f"data path {redacted(url)!r} has scheme {scheme!r}; allowed are http, https, s3 or a local folder"
+        f"data path {shown_address(url)!r} has scheme {scheme!r}; allowed are http, https, s3 or a local folder"
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.storage.address import is_remote, redacted
+from data_pipeline.storage.address import is_remote, shown_address
 from data_pipeline.storage.cache import FileCache, cache_folder
 from data_pipeline.storage.dataset import Dataset, ShardFiles
 from data_pipeline.storage.decoded import DecodedImages
@@ -51,7 +51,7 @@ def open_dataset(
     manifest, files = _open_files(str(path), cache_dir, cache_bytes, fetch or FetchSettings(), on_try)
     if expected_digest is not None and manifest.digest != expected_digest:
         files.close()
-        shown = redacted(str(path)) if is_remote(str(path)) else path
+        shown = shown_address(str(path)) if is_remote(str(path)) else path
         raise ValueError(
             f"the data set at {shown} has digest {manifest.digest}, but {expected_digest} is expected: it was packed "
             "again or replaced; restore it, or start a new run"

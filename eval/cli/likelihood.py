@@ -36,13 +36,16 @@ def likelihood(
     from eval.sampling.likelihood import dataset_bounds
     from eval.settings import EvaluationSettings
     from models import likelihood_report
+    from models.cli.pictures import progress_bar
     from models.snapshot import load_snapshot
 
     settings = EvaluationSettings(device=device)
     settings.prepare_process()
     loaded = load_snapshot(snapshot_folder(snapshot, step), settings.torch_device())
     with open_dataset(resolve_path(data)) as dataset:
-        bounds, timesteps = dataset_bounds(loaded, dataset, num_images, num_sampling_steps, seed, batch_size)
+        bounds, timesteps = dataset_bounds(
+            loaded, dataset, num_images, num_sampling_steps, seed, batch_size, progress_bar
+        )
     report = likelihood_report.summary(bounds)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -49,7 +50,6 @@ def serve(
     from eval.backlog import Selection
     from eval.protocol import parse_protocol
     from eval.service.runner import Runner
-    from eval.service.schedule import ticking
     from eval.service.service import Service
 
     _check_serving(storage, once, poll_seconds, schedule, port)
@@ -60,14 +60,7 @@ def serve(
     stop = stop_on_signals()
     runner = Runner(settings, run_blocks(pool), stop_requested=stop.is_set)
     service = Service(storage.resolve(), protocols, selection, runner, run, poll_seconds, stop)
-    with contextlib.ExitStack() as stack:
-        if schedule is not None:
-            service.scheduled = stack.enter_context(ticking(schedule))
-        if port is not None:
-            from eval.web.serve import serving
-
-            print(stack.enter_context(serving(service.storage, protocols, selection, port)), flush=True)
-        stack.callback(service.heartbeat.remove)
+    with _beside(service, schedule, port):
         if once:
             service.run_once()
         else:
@@ -76,6 +69,23 @@ def serve(
         print(STOPPED, file=sys.stderr)
         return INTERRUPTED
     return 1 if once and _without_number(service) else 0
+
+
+@contextlib.contextmanager
+def _beside(service: "Service", schedule: str | None, port: int | None) -> Iterator[None]:
+    """The clock and the web page, if they are asked for, while the service works."""
+    with contextlib.ExitStack() as stack:
+        if schedule is not None:
+            from eval.service.schedule import ticking
+
+            service.scheduled = stack.enter_context(ticking(schedule))
+        if port is not None:
+            from eval.web.serve import serving
+
+            page = serving(service.storage, service.protocols, service.selection, port)
+            print(stack.enter_context(page), flush=True)
+        stack.callback(service.heartbeat.remove)
+        yield
 
 
 def _check_serving(storage: Path, once: bool, poll_seconds: float, schedule: str | None, port: int | None) -> None:

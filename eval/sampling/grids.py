@@ -8,7 +8,7 @@ from common.pictures import as_image, enlarge, tile
 _TARGET_PIXELS = 512
 
 
-def make_grid(images: Tensor, columns: int = 8, always: bool = False) -> Image.Image:
+def sample_grid(images: Tensor, columns: int = 8, always: bool = False) -> Image.Image:
     """images: uint8 (N, 1 or 3, H, W), laid out row by row, small ones enlarged by whole pixels (nearest).
 
     Large images give fewer cells: at most 8 x 8 up to 64 px, 4 x 4 beyond, unless the columns are `always` as given.

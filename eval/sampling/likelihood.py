@@ -9,13 +9,11 @@ from torch import Tensor
 from common.checks import check_whole
 from data_pipeline.storage.dataset import Dataset
 from eval.metrics.reference import ImageSource
+from models.cli.batches import batch_size_for
 from models.likelihood import Bound, variational_bound
 from models.pixels import from_uint8
 from models.samplers import choose_process
 from models.snapshot import Snapshot
-
-PIXELS_AT_ONCE = 2**18
-LARGEST_BATCH = 256
 
 ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
 """(title, number of steps) -> a context that shows them; what it yields is called after each step."""
@@ -39,9 +37,7 @@ def dataset_bounds(
     """
     count = len(dataset) if num_images is None else num_images
     check_whole("num_images", count, 1, len(dataset), "that is how many the data set has")
-    size = snapshot.model_config.image_size
-    at_once = max(1, min(LARGEST_BATCH, PIXELS_AT_ONCE // size**2)) if batch_size is None else batch_size
-    check_whole("batch_size", at_once, 1)
+    at_once = batch_size_for(batch_size, snapshot.model_config)
     _check_shape(snapshot, dataset)
     process = choose_process(snapshot.diffusion, "ddpm", num_steps)
     bounds = []

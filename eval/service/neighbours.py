@@ -15,7 +15,7 @@ from eval.metrics.reference import MAX_REFERENCE_FEATURES, ReferenceCache, refer
 from eval.metrics.scores import squared_distances
 from eval.results import neighbours_path
 from eval.runs import open_images
-from eval.sampling.grids import make_grid
+from eval.sampling.grids import sample_grid
 from eval.sampling.images import sample_images
 from eval.settings import EvaluationSettings
 from models.snapshot import load_snapshot
@@ -73,7 +73,7 @@ def find_neighbours(job: Job, settings: EvaluationSettings, num_samples: int = 8
     neighbours_path(job.result_path, ".png").parent.mkdir(parents=True, exist_ok=True)
     write_png(
         neighbours_path(job.result_path, ".png"),
-        make_grid(_rows(samples, images, places), columns=NUM_NEIGHBOURS + 1, always=True),
+        sample_grid(_rows(samples, images, places), columns=NUM_NEIGHBOURS + 1, always=True),
         optimize=True,
     )
     write_json_atomic(neighbours_path(job.result_path, ".json"), answer)

@@ -30,7 +30,7 @@ from eval.results import (
     write_result,
 )
 from eval.sampling.evaluation import RunBlocks, discard_work, evaluate, run_here
-from eval.sampling.grids import make_grid
+from eval.sampling.grids import sample_grid
 from eval.service.attempts import begin_attempt, end_attempt
 from eval.settings import EvaluationSettings
 
@@ -99,7 +99,7 @@ class Runner:
             lease.check()
             if preview is not None:
                 grid = grid_path(job.run_directory, job.checkpoint.name, job.protocol)
-                write_png(grid, make_grid(preview), optimize=True)
+                write_png(grid, sample_grid(preview), optimize=True)
         except BlockedError as error:
             return record(BLOCKED, str(error), attempts=0)
         except LostLeaseError:

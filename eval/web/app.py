@@ -38,6 +38,13 @@ def build_app(storage: Path, protocols: Sequence[Protocol], selection: Selection
     """The application; for loopback only: requests that name another host are refused."""
     app = FastAPI(title="RayDDPM evaluations", docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK_HOSTS))
+    _add_pages(app, storage, protocols, selection)
+    _add_api(app, storage, protocols, selection)
+    return app
+
+
+def _add_pages(app: FastAPI, storage: Path, protocols: Sequence[Protocol], selection: Selection) -> None:
+    """The page, the part of it that is drawn anew, and the files it links to."""
 
     @app.get("/", response_class=HTMLResponse)
     def page() -> str:
@@ -46,6 +53,19 @@ def build_app(storage: Path, protocols: Sequence[Protocol], selection: Selection
     @app.get("/runs", response_class=HTMLResponse)
     def runs() -> str:
         return render_runs(dashboard(storage, protocols, selection))
+
+    @app.get("/files/{place:path}")
+    def file(place: str) -> FileResponse:
+        # Only what the page links to: no path from outside is ever joined to the folder.
+        allowed = {str(path.relative_to(storage)): path for path in _linked_files(storage)}
+        if place not in allowed:
+            raise HTTPException(404, f"{place} is not a grid or report of this storage")
+        # Scripts in a file, whoever put it there, do not run with the rights of this page.
+        return FileResponse(allowed[place], headers=_FILE_HEADERS)
+
+
+def _add_api(app: FastAPI, storage: Path, protocols: Sequence[Protocol], selection: Selection) -> None:
+    """The queue as JSON, requests, and whether an evaluator is alive."""
 
     @app.get("/api/status")
     def status() -> dict[str, Any]:
@@ -69,17 +89,6 @@ def build_app(storage: Path, protocols: Sequence[Protocol], selection: Selection
         living = living_evaluators(storage)
         answer = {"status": "ok" if living else "no evaluator is running", "evaluators": living}
         return JSONResponse(answer, status_code=200 if living else 503)
-
-    @app.get("/files/{place:path}")
-    def file(place: str) -> FileResponse:
-        # Only what the page links to: no path from outside is ever joined to the folder.
-        allowed = {str(path.relative_to(storage)): path for path in _linked_files(storage)}
-        if place not in allowed:
-            raise HTTPException(404, f"{place} is not a grid or report of this storage")
-        # Scripts in a file, whoever put it there, do not run with the rights of this page.
-        return FileResponse(allowed[place], headers=_FILE_HEADERS)
-
-    return app
 
 
 def _refuse_other_sites(request: Request) -> None:

@@ -5,86 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
+from common.checks import check_whole
 from common.command_line import CommandLine, run
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from models.config import ModelConfig
-
-NUM_SHOWN = 100
-"""Images in the grid at most."""
-PIXELS_AT_ONCE = 2**18
-LARGEST_BATCH = 256
-
-SamplerName = Literal["ddpm", "ddim", "dpm-solver++"]
-
-
-def sample(
-    snapshot: Path,
-    num_images: int = 16,
-    seed: int = 0,
-    sampler: SamplerName = "ddpm",
-    num_sampling_steps: int | None = None,
-    eta: float = 0.0,
-    first_index: int = 0,
-    batch_size: int | None = None,
-    device: str = "auto",
-    output: Path = Path("samples"),
-    tracking_uri: str | None = None,
-) -> None:
-    """Generate images from a snapshot or a training checkpoint.
-
-    Writes samples.npz (uint8 array "images" of shape (N, H, W, C)), grid.png and sampling.json.
-
-    Args:
-        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
-        num_images: How many images to generate.
-        seed: Image i depends on the seed and i alone.
-        sampler: ddpm is the paper's algorithm 2; ddim and dpm-solver++ need far fewer steps.
-        num_sampling_steps: How many of the model's timesteps to visit; all by default.
-        eta: Noise of ddim, from 0 (deterministic) to 1 (ancestral).
-        first_index: Index of the first image, to continue an earlier set.
-        batch_size: Images made at a time; bounds the memory, does not change the images. By default fewer, the larger.
-        device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
-        output: Directory for the results, made if missing.
-        tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
-    """
-    import torch
-
-    from models.cli.device import choose_device
-    from models.cli.pictures import progress_bar
-    from models.cli.registry_uri import open_snapshot
-    from models.pixels import to_uint8
-    from models.samplers import choose_process
-    from models.samplers import sample as generate
-
-    _at_least("num_images", num_images, 1)
-    _at_least("first_index", first_index, 0)
-    if eta and sampler != "ddim":
-        raise ValueError(f"eta is {eta}, but only the sampler ddim has it: leave it out for {sampler}")
-    loaded = open_snapshot(snapshot, choose_device(device), tracking_uri)
-    process = choose_process(loaded.diffusion, sampler, num_sampling_steps)
-    indices = torch.arange(first_index, first_index + num_images)
-    batches = indices.split(_batch_size(batch_size, loaded.model_config))
-    made = []
-    with progress_bar("sampling", process.num_steps * len(batches)) as advance:
-        for batch in batches:
-            x_0 = generate(loaded.model, process, batch, seed, sampler, eta=eta, progress=advance)
-            made.append(to_uint8(x_0).permute(0, 2, 3, 1).cpu())
-    record = {
-        "snapshot": str(snapshot),
-        "provenance": loaded.provenance,
-        "num_images": num_images,
-        "first_index": first_index,
-        "seed": seed,
-        "sampler": sampler,
-        "timesteps": process.timesteps.tolist(),
-        "eta": eta,
-    }
-    _write_samples(torch.cat(made).numpy(), record, output)
+from models.cli.batches import batch_size_for
+from models.cli.sampling import sample
 
 
 def inspect(snapshot: Path, tracking_uri: str | None = None) -> None:
@@ -148,12 +74,12 @@ def likelihood(
     from models.samplers import choose_process
 
     if num_images is not None:
-        _at_least("num_images", num_images, 1)
+        check_whole("num_images", num_images, 1)
     loaded = open_snapshot(snapshot, choose_device(device), tracking_uri)
     process = choose_process(loaded.diffusion, "ddpm", num_sampling_steps)
     bounds = []
     first_index = 0
-    num_at_once = _batch_size(batch_size, loaded.model_config)
+    num_at_once = batch_size_for(batch_size, loaded.model_config)
     for batch in image_files.read_batches(data, loaded.model_config.image_shape, num_at_once, num_images):
         indices = torch.arange(first_index, first_index + len(batch))
         first_index += len(batch)
@@ -209,31 +135,6 @@ def import_snapshot(
     provenance = {"imported_from": str(source), "format": format}
     write_snapshot(dest, imported.tensors, imported.model, imported.diffusion, provenance)
     print(f"wrote {dest}")
-
-
-def _write_samples(images: np.ndarray, record: dict[str, Any], directory: Path) -> None:
-    import numpy as np
-
-    from models.cli.pictures import write_grid
-
-    directory.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(directory / "samples.npz", images=images)
-    write_grid(images[:NUM_SHOWN], directory / "grid.png")
-    (directory / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{len(images)} images in {directory / 'samples.npz'}, shown in {directory / 'grid.png'}")
-
-
-def _batch_size(asked: int | None, config: ModelConfig) -> int:
-    """As asked, or what fits a few gigabytes."""
-    if asked is None:
-        return max(1, min(LARGEST_BATCH, PIXELS_AT_ONCE // config.image_size**2))
-    _at_least("batch_size", asked, 1)
-    return asked
-
-
-def _at_least(name: str, value: int, lowest: int) -> None:
-    if value < lowest:
-        raise ValueError(f"{name} is {value}: it must be at least {lowest}")
 
 
 COMMAND_LINE = CommandLine(

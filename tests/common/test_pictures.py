@@ -10,7 +10,7 @@ from PIL import Image
 
 from common.pictures import as_image, tile, write_png
 from data_pipeline.packing.report import preview
-from eval.sampling.grids import make_grid
+from eval.sampling.grids import sample_grid
 from models.cli.pictures import write_grid
 
 
@@ -52,7 +52,7 @@ def test_the_grid_of_samples_that_a_command_writes_is_what_it_was(tmp_path, shap
 )
 def test_the_grid_of_an_evaluation_is_what_it_was(shape, options, digest):
     images = torch.from_numpy(_images(*shape)).permute(0, 3, 1, 2).contiguous()
-    assert _digest(np.asarray(make_grid(images, **options))) == digest
+    assert _digest(np.asarray(sample_grid(images, **options))) == digest
 
 
 class _Dataset:

@@ -4,14 +4,14 @@ import time
 
 import pytest
 
-from data_pipeline.storage.address import redacted
+from data_pipeline.storage.address import shown_address
 from data_pipeline.storage.shards import read_manifest
 
 
 def test_other_schemes_are_refused_and_secrets_not_shown() -> None:
     with pytest.raises(ValueError, match="http, https, s3"):
         read_manifest("pipe://cat")
-    assert redacted("https://me:pass@host:8/a/b?sig=1#x") == "https://host:8/a/b"
+    assert shown_address("https://me:pass@host:8/a/b?sig=1#x") == "https://host:8/a/b"
 
 
 @pytest.mark.parametrize("url", ["http://", "https:///set", "s3://", "http://me:hunter2@host:99999/x", "http://[x/y"])

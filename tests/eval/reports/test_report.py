@@ -47,9 +47,9 @@ def add_grid(run, bound, checkpoint):
     import torch
 
     from common.pictures import write_png
-    from eval.sampling.grids import make_grid
+    from eval.sampling.grids import sample_grid
 
-    write_png(grid_path(run, checkpoint, bound), make_grid(torch.zeros(64, 1, 8, 8, dtype=torch.uint8)))
+    write_png(grid_path(run, checkpoint, bound), sample_grid(torch.zeros(64, 1, 8, 8, dtype=torch.uint8)))
 
 
 @pytest.fixture
