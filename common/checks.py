@@ -1,8 +1,9 @@
 """What a number or a name may be, refused in one sentence: `NAME is VALUE: it must be ALLOWED; HINT`."""
 
-import difflib
 import math
 from collections.abc import Iterable
+
+from common.suggest import did_you_mean
 
 
 def check(holds: bool, name: str, value: object, allowed: str, hint: str = "") -> None:
@@ -52,9 +53,8 @@ def check_number(
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     """Raise ValueError unless the value is one of the names; says which of them it resembles."""
     names = list(allowed)
-    near = difflib.get_close_matches(value, names, n=1) if isinstance(value, str) else []
-    hint = f"did you mean {near[0]}?" if near else ""
-    check(value in names, name, value, f"one of {', '.join(names)}", hint)
+    near = did_you_mean(value, names) if isinstance(value, str) else ""
+    check(value in names, name, value, f"one of {', '.join(names)}{near}")
 
 
 def check_at_least(section: str, config: object, least: int, *names: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from common.suggest import did_you_mean
 from eval.metrics.extractor import EXTRACTORS, Extractor, find_extractor
 from eval.metrics.metric import METRICS, Metric
 
@@ -223,8 +224,9 @@ def _from_name(name: str) -> Protocol:
                 reference_digest=found["npz"],
                 version=METRICS[metric].version,
             )
+    near = did_you_mean(re.split(r"_\d", name)[0], FAMILIES)
     raise ValueError(
-        f"protocol {name!r} is unknown; write FAMILY_N with a family of {', '.join(FAMILIES)}, "
+        f"protocol {name!r} is unknown{near}; write FAMILY_N with a family of {', '.join(FAMILIES)}, "
         "for example fid_clean_50k, fd_efficientnet_lite0_5k or fd_efficientnet_lite0_512_ddim50"
     )
 
