@@ -12,12 +12,12 @@ import os
 import socket
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.files import temporary_name
 from common.process import boot_id, is_running, start_ticks
 
 _LOCK_SECONDS = 2.0
@@ -91,43 +91,39 @@ def opened_lease_file(path: Path, flags: int = os.O_RDONLY) -> Iterator[tuple[in
 
 def remove_lease_file(path: Path, is_right: Callable[[LeaseFile], bool]) -> bool:
     """Remove the lease if it is the right one; False if it is not, or another process was faster."""
-    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    with _locked(path) as found:
-        if found is None or not is_right(found):
-            return False
-        try:
-            os.rename(path, aside)
-        except FileNotFoundError:
-            return False
-        try:
-            moved = read_lease_file(aside)
-            if moved is not None and is_right(moved):
-                return True
-            # This storage has no locks, and between our look and our rename another process took over: give it back.
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-            return False
-        finally:
-            aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[LeaseFile | None]:
-    """The lease as it is, and stays: whoever removes it does so under the same lock. None if it is gone.
-
-    Some storages know no locks. Then nothing is locked, and who removes a lease looks at what was removed.
-    """
     writable = os.access(path, os.W_OK)  # NFS locks only what is open for writing
     with opened_lease_file(path, os.O_RDWR if writable else os.O_RDONLY) as opened:
-        if opened is None or not _lock(opened[0]):
-            yield None
-            return
+        if opened is None or (is_locked := _lock(opened[0])) is False:
+            return False
         now = read_lease_file(path)  # another may bear the name by now
-        yield now if now is not None and now.token == opened[1].token else None
+        if now is None or now.token != opened[1].token or not is_right(now):
+            return False
+        if is_locked:
+            path.unlink(missing_ok=True)  # whoever removes it does so under this lock
+            return True
+        return _remove_without_lock(path, is_right)
 
 
-def _lock(descriptor: int) -> bool:
-    """Lock a file until it is closed; False if another process keeps it locked. True where there are no locks."""
+def _remove_without_lock(path: Path, is_right: Callable[[LeaseFile], bool]) -> bool:
+    """Take the file away, then look at what was taken; give it back if another process took over in between."""
+    aside = temporary_name(path)
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return False
+    try:
+        moved = read_lease_file(aside)
+        if moved is not None and is_right(moved):
+            return True
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock a file until it is closed. False if another process keeps it locked, None if the storage has no locks."""
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
@@ -136,7 +132,7 @@ def _lock(descriptor: int) -> bool:
             if error.errno in (errno.EAGAIN, errno.EACCES) and time.monotonic() < deadline:
                 time.sleep(0.01)
                 continue
-            return error.errno not in (errno.EAGAIN, errno.EACCES)
+            return False if error.errno in (errno.EAGAIN, errno.EACCES) else None
         return True
 
 
