@@ -76,7 +76,7 @@ def test_actors_the_cluster_has_no_room_for_hold_nothing_up(ray_here, tmp_path):
 def test_no_room_for_any_actor_is_said_and_can_be_stopped(ray_here, tmp_path, monkeypatch, caplog):
     from eval.sampling import ray_pool as service_pool
 
-    monkeypatch.setattr(service_pool, "_ROOM_SECONDS", 0.0)
+    monkeypatch.setattr(service_pool, "_WARN_SECONDS", 0.0)
     job = job_in(tmp_path)
 
     def report_alive():

@@ -23,7 +23,7 @@ DROPOUT = {"dropout": 0.1}
 
 
 def cases(usual: list[tuple[int, str]], others: list[tuple[int, str]]) -> pytest.MarkDecorator:
-    """Numbers of workers and variants. usual: they hold alone, with uneven shares of a batch, and with accumulation."""
+    """Numbers of workers and variants. usual: with uneven shares of a batch, and with accumulation."""
     slow = [pytest.param(*case, marks=pytest.mark.slow) for case in others]
     return pytest.mark.parametrize(("world_size", "variant"), [*usual, *slow])
 
@@ -95,7 +95,7 @@ def assert_equal_states(jobs: Jobs, one: str, other: str) -> None:
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@cases([(1, ""), (3, ""), (2, "-passes")], others=[(1, "-passes"), (2, ""), (3, "-passes")])
+@cases([(3, ""), (2, "-passes")], others=[(1, ""), (1, "-passes"), (2, ""), (3, "-passes")])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_any_engine_on_any_number_of_workers_trains_the_same_run(
     jobs: Jobs, strategy: str, world_size: int, variant: str
@@ -107,7 +107,7 @@ def test_any_engine_on_any_number_of_workers_trains_the_same_run(
     assert_same_states(jobs, "ddp-1", f"{strategy}-{world_size}{variant}")
 
 
-@cases([(3, ""), (2, "-passes")], others=[(1, "-passes"), (2, ""), (3, "-passes")])
+@cases([(3, "")], others=[(1, "-passes"), (2, ""), (2, "-passes"), (3, "-passes")])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_in_float64_only_the_order_of_sums_is_left(jobs: Jobs, strategy: str, world_size: int, variant: str) -> None:
     name = f"{strategy}-{world_size}{variant}-float64"
@@ -122,7 +122,7 @@ def test_in_float64_only_the_order_of_sums_is_left(jobs: Jobs, strategy: str, wo
             torch.testing.assert_close(weights[parameter], tensor, rtol=1e-8, atol=1e-10, msg=parameter)
 
 
-@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("world_size", [*(pytest.param(size, marks=pytest.mark.slow) for size in (1, 2)), 3])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_slices_are_clipped_alike_on_any_number_of_workers(jobs: Jobs, strategy: str, world_size: int) -> None:
     """Four slices: two workers have two each, three workers two, one and one."""
