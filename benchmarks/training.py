@@ -168,7 +168,7 @@ class Bare:
 
 @contextmanager
 def ours(case: Case, launcher: str, data: Path, directory: Path, tracking_uri: str = "") -> Iterator[Contestant]:
-    """The command that trains the run `directory`, stopped after its warm steps; in the end it is told to end."""
+    """The command that trains the run `directory`, stopped after its warm steps; in the end it is asked to end."""
     model = [
         part
         for name in ("image_size", "base_channels", "channel_multipliers", "num_res_blocks", "attention_resolutions")

@@ -161,7 +161,7 @@ def _num_workers(resources: Resources) -> dict[str, Any]:
 def _watching_controller(before_resize: Callable[[], object], before_restart: Callable[[], object]) -> Any:
     """Ray's controller calls them when it has decided to resize a group that trains, or what to do after a failure.
 
-    Of Ray's callbacks only those for its developers are told of it.
+    Of Ray's callbacks only those for its developers are called for it.
     """
     from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2._internal.execution.controller.state import ResizingState

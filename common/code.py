@@ -49,7 +49,7 @@ def installed_versions(*packages: str) -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit the code is at; a Ray job's copy has no .git and is told by who submitted it. Else "unknown"."""
+    """The commit the code is at; a Ray job's copy has no .git, and whoever submitted it says so in the environment. Else "unknown"."""
     if commit := os.environ.get("RAYDDPM_GIT_COMMIT"):
         return commit
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]

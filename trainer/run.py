@@ -77,7 +77,7 @@ def _forced_changes(plan: Plan, previous: dict[str, Any], force_changes: bool) -
 
 
 def _description(plan: Plan) -> dict[str, Any]:
-    """What is trained, with what code, and where it is told."""
+    """What is trained, with what code, and where it is tracked."""
     config = plan.config
     return {
         "run": config.run.name,

@@ -94,7 +94,7 @@ class Spool:
         self._append({"type": "status", "status": status})
 
     def checkpoint(self, step: int, name: str) -> None:
-        """A checkpoint was committed: `name` is its folder's. For evaluators; MLflow is not told."""
+        """A checkpoint was committed: `name` is its folder's. For evaluators; it is not sent to MLflow."""
         self._append({"type": "checkpoint", "step": step, "name": name})
 
     def close(self) -> None:

@@ -47,8 +47,8 @@ def two_nodes(home: Path) -> Iterator[tuple[str, Callable[[str], None]]]:
     assert nodes.stdout is not None
     replies = (line.strip() for line in nodes.stdout if line.startswith(("127.", "done")))
 
-    def tell(wish: str) -> None:
-        print(wish, file=nodes.stdin, flush=True)
+    def tell(request: str) -> None:
+        print(request, file=nodes.stdin, flush=True)
         assert next(replies) == "done"
 
     try:

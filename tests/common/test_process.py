@@ -21,7 +21,7 @@ print("goes on")
 def test_a_process_whose_parent_died_before_it_could_ask_for_its_end_ends_at_once(
     parent_lives: bool, expected: int
 ) -> None:
-    """The parent that it is told of is this one, or one that is not its parent (any more)."""
+    """The parent that it is given is this one, or one that is not its parent (any more)."""
     parent = os.getpid() if parent_lives else os.getppid()
     ended = subprocess.run([sys.executable, "-c", _CODE, str(parent)], cwd=ROOT, capture_output=True, check=False)
     assert ended.returncode == expected

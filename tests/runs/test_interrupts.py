@@ -1,64 +1,19 @@
 """Ctrl-C at every moment of every command, in a real terminal: one line, exit code 130, nothing left running."""
 
-import re
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cluster.progress import has_trained, read_progress
+from cluster.progress import has_trained
 from cluster.storage import complete_directories
-from cluster.tracking.spool import read_events
+from tests.support.evaluation import make_run
+from tests.support.interrupts import assert_ends_well, python, says_killed, training
 from tests.support.terminal import Terminal
 from tests.support.trainer import TINY_MODEL
 from trainer.checkpoint import step_of
 
 pytestmark = pytest.mark.heavy
-
-Moment = Callable[[Terminal], bool]
-NEVER = "1000000"
-
-
-def python(*arguments: str) -> list[str]:
-    return [sys.executable, *arguments]
-
-
-def training(data: Path, storage: Path, launcher: str, num_workers: int) -> list[str]:
-    model = (
-        "--model.channel_multipliers",
-        "[1]",
-        "--model.num_res_blocks",
-        "1",
-        "--model.attention_resolutions",
-        "[8]",
-    )
-    return python(
-        *("trainer/main.py", "--preset", "demo", "--launcher", launcher, *model, "--data.path", str(data)),
-        *("--run.storage", str(storage), "--run.name", "run", "--train.num_steps", NEVER),
-        *("--train.global_batch_size", "12", "--checkpoint.every_steps", NEVER, "--train.log_every_steps", "1"),
-        *("--workers.num_workers", str(num_workers)),
-    )
-
-
-def last_line(terminal: Terminal) -> str:
-    """What stands in the last line of the terminal, without what was cleared away."""
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-JL-Za-z]", "", terminal.output.rstrip())
-    return re.split(r"\r|\n|\x1b\[2K", shown)[-1]
-
-
-def assert_ends_well(terminal: Terminal, line: str) -> None:
-    code = terminal.wait()
-    print(last_line(terminal))
-    assert code == 130, terminal.output
-    assert "Traceback" not in terminal.output
-    assert re.search(line, last_line(terminal)), terminal.output
-
-
-def says_killed(run: Path) -> bool:
-    events = [event for event, _ in read_events(run / "spool" / "run.jsonl")]
-    return [event["status"] for event in events if event["type"] == "status"][-1] == "KILLED"
 
 
 def test_while_training_imports_its_libraries(data: Path, tmp_path: Path) -> None:
@@ -136,37 +91,17 @@ def test_while_sampling(tmp_path: Path) -> None:
         assert_ends_well(terminal, "interrupted|stopped")
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize("moment", ["starting Ray", "waiting for room", "training"])
-def test_under_ray(data: Path, tmp_path: Path, moment: str) -> None:
-    """While workers are waited for, no worker looks for a stop."""
-    run = tmp_path / "run"
+def evaluating(tmp_path: Path, *command: str) -> Terminal:
+    """An evaluation of more images than anyone waits for, in blocks."""
+    protocol = ("--protocol", "fd_efficientnet_lite0_100k_ddim20")
+    return Terminal(python("-m", "eval", *command, *protocol, "--device", "cpu"))
 
-    def has_come(terminal: Terminal) -> bool:
-        return str(read_progress(run).get("phase", "")).startswith(moment)
 
-    home = {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    with Terminal(training(data, tmp_path, "ray", 2), environment=home) as terminal:
-        terminal.wait_for(lambda: has_come(terminal))
+@pytest.mark.parametrize("command", ["run", "serve"])
+def test_while_evaluating_finished_blocks_are_kept(tmp_path: Path, command: str) -> None:
+    run = make_run(tmp_path)
+    with evaluating(tmp_path, command, str(run if command == "run" else tmp_path)) as terminal:
+        terminal.wait_for(lambda: any(tmp_path.rglob("block-*.npy")))
         terminal.press_ctrl_c()
-        kept = "with a checkpoint of step" if moment == "training" else "before there was a checkpoint"
-        assert_ends_well(terminal, f"^stopped {kept}")
-    assert says_killed(run)
-
-
-@pytest.mark.ray
-def test_the_demo(tmp_path: Path) -> None:
-    home = {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    code = f"from pathlib import Path; from cluster.demo import run_demo; run_demo('digits', Path({str(tmp_path)!r}))"
-    guarded = (
-        "import sys\nfrom common.interrupt import INTERRUPTED, sigterm_interrupts\n"
-        f"try:\n    with sigterm_interrupts():\n        {code}\n"
-        "except KeyboardInterrupt as error:\n    print(error); sys.exit(INTERRUPTED)\n"
-    )
-    run = tmp_path / "runs" / "demo-digits"
-    with Terminal(python("-c", guarded), environment=home) as terminal:
-        terminal.wait_for(lambda: has_trained(run))
-        terminal.press_ctrl_c()
-        assert_ends_well(terminal, "^the demo is stopped")
-    assert complete_directories(run / "checkpoints")
-    assert says_killed(run)
+        assert_ends_well(terminal, "^stopped; finished blocks are kept, and the same command goes on from there$")
+    assert any(tmp_path.rglob("block-*.npy"))

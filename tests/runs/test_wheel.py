@@ -57,7 +57,7 @@ def test_help_version_and_a_dry_run_work_in_any_folder(installed: Path, folder: 
     assert planned["global_batch_size"] == 64
 
 
-@pytest.mark.parametrize("launcher", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("launcher", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
 def test_two_workers_train_two_steps_and_the_model_is_sampled(installed: Path, folder: Path, launcher: str) -> None:
     """Workers are processes of their own, which find the packages by themselves."""
     steps = ["--train.num-steps", "2", "--train.global-batch-size", "8", "--checkpoint.every-steps", "2"]

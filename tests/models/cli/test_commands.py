@@ -1,4 +1,4 @@
-"""The command line of models/: what a user types, gets, and is told when it is wrong."""
+"""The command line of models/: what a user types and gets, and what is said when it is wrong."""
 
 import json
 
