@@ -49,7 +49,7 @@ def installed_versions(*packages: str) -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit the code is at; a Ray job's copy has no .git, and whoever submitted it says so in the environment. Else "unknown"."""
+    """The commit the code is at, else "unknown". A Ray job's copy has no .git: who submitted it passes it on."""
     if commit := os.environ.get("RAYDDPM_GIT_COMMIT"):
         return commit
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]

@@ -7,8 +7,7 @@ import pytest
 from cluster.progress import has_trained, read_progress
 from cluster.storage import complete_directories
 from tests.support.cluster import Cluster
-from tests.support.interrupts import assert_ends_well, python, says_killed, training
-from tests.support.terminal import Terminal
+from tests.support.terminal import Terminal, assert_ends_well, python, says_killed, training
 
 pytestmark = [pytest.mark.heavy, pytest.mark.ray]
 
