@@ -21,6 +21,8 @@ from cluster.worker_processes import SIGNAL_SECONDS, WorkerError, noting_failure
 from common.code import ROOT, ours_first
 from common.process import end_descendants, keep_freed_memory, sessions_of_their_own
 
+_LEAVE_SECONDS = 5.0
+
 
 def launch_ray(
     function: WorkerFunction,
@@ -96,12 +98,15 @@ def _in_thread(fit: Callable[[], object]) -> None:
 
 
 def leave_cluster() -> None:
-    """Leave the cluster, at once: one of this process's own is killed with all of its processes."""
+    """Leave the cluster, within seconds: one of this process's own ends with all of its processes."""
     import ray
 
-    end_descendants()
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # it would tell of the processes that are gone
-    ray.shutdown()
+    # Before its processes are killed: Ray ends a driver whose raylet is gone, silently, with an exit code of its own.
+    leaving = threading.Thread(target=ray.shutdown, name="leave-cluster", daemon=True)
+    leaving.start()
+    leaving.join(_LEAVE_SECONDS)
+    end_descendants()
 
 
 def _launch_error(error: Exception) -> LaunchError:

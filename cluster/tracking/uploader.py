@@ -79,7 +79,7 @@ class Uploader:
     def _read_run(self) -> dict[str, Any]:
         """run.json, under the uid that is this folder's own: a copy must not log into the original's MLflow run."""
         run = read_json(self._directory / "run.json")
-        return {**run, "uid": own_uid(self._directory, run)}
+        return {**run, "uid": own_uid(self._directory, run), "original_uid": run["uid"]}
 
     def _spool_files(self) -> list[Path]:
         return sorted((self._directory / "spool").glob("*.jsonl"))
@@ -93,7 +93,8 @@ class Uploader:
         """The id of the MLflow run that was sent to, unless that was at another place."""
         marker = read_json(self._marker) if self._marker.exists() else {"run_id": None}
         place = _place(self._run)
-        return marker["run_id"] if {**place, **marker}.items() >= place.items() else None  # old markers name none
+        earlier = {**place, "uid": self._run["original_uid"]}  # markers of earlier versions name neither
+        return marker["run_id"] if {**earlier, **marker}.items() >= place.items() else None
 
     def _drain_file(self, client: "MlflowClient", run_id: str, path: Path) -> int:
         num_sent, batch = 0, []

@@ -3,18 +3,25 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from common.redaction import redacted
 
 _DATABASES = ("postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https")
+_NOT_IN_URIS = r"\?|%[0-9a-fA-F]{2}"
+"""What SQLAlchemy takes for options, or decodes, and MLflow does not."""
 _ALLOWED = "sqlite:///PATH, http(s)://HOST, postgresql:// or mysql:// with a driver, or databricks"
 
 
 def default_tracking_uri(storage: Path) -> str:
-    """A SQLite file in the storage folder: no server needed."""
-    return _sqlite_uri("sqlite", str(storage / "mlflow.db"))
+    """A SQLite file in the storage folder: no server needed. ValueError for a folder that no such URI can name."""
+    if re.search(_NOT_IN_URIS, str(storage)):
+        raise ValueError(
+            f"run.storage {str(storage)!r} holds a ? or a % before two hexadecimal digits, which MLflow's addresses of "
+            "SQLite files cannot: use a folder of another name"
+        )
+    return f"sqlite:///{storage / 'mlflow.db'}"
 
 
 def checked_tracking_uri(uri: str, absolute: Callable[[str], str]) -> str:
@@ -25,7 +32,7 @@ def checked_tracking_uri(uri: str, absolute: Callable[[str], str]) -> str:
     scheme, separator, rest = uri.partition("://")
     database = scheme.partition("+")[0]
     if database == "sqlite" and rest.startswith("/") and (path := rest[1:].partition("?")[0]) not in ("", ":memory:"):
-        return _sqlite_uri(scheme, absolute(unquote(path))) + rest[1 + len(path) :]
+        return f"{scheme}:///{absolute(path)}{rest[1 + len(path) :]}"
     if scheme == "databricks" or (scheme in _SERVERS and _host(uri)) or (database in _DATABASES and rest):
         return uri
     files = "; MLflow 3 keeps no runs in plain files" if scheme == "file" or not separator else ""
@@ -37,12 +44,7 @@ def artifact_location(uri: str) -> str | None:
     scheme, _, path = uri.partition(":///")
     if scheme.partition("+")[0] != "sqlite":
         return None
-    return (Path(unquote(path.partition("?")[0])).absolute().parent / "mlartifacts").as_uri()
-
-
-def _sqlite_uri(scheme: str, path: str) -> str:
-    """SQLAlchemy takes what follows a ? for options, and decodes %XX: a path with either in it is quoted."""
-    return f"{scheme}:///" + re.sub(r"%(?=[0-9a-fA-F]{2})|\?", lambda found: quote(found[0]), path)
+    return (Path(path.partition("?")[0]).absolute().parent / "mlartifacts").as_uri()
 
 
 def _host(uri: str) -> str | None:

@@ -58,7 +58,7 @@ def snapshot_folder(path: Path, step: int | None) -> Path:
 
     Raises FileNotFoundError if the run has no such checkpoint, ValueError for a step without a run.
     """
-    from eval.service.backlog import checkpoints_of
+    from eval.backlog import checkpoints_of
 
     if not (path / "run.json").is_file():
         if step is not None:

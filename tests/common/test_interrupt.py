@@ -33,10 +33,10 @@ CLEANS_UP_FOR_LONG = """
 """
 # A mutex that is locked twice: no signal makes that call return, as none ends a collective.
 STUCK_IN_C = """
-        import ctypes
+        import ctypes, threading
         mutex = ctypes.create_string_buffer(64)
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
-        print(child.pid, flush=True)
+        threading.Timer(1.0, print, [child.pid], {"flush": True}).start()  # by then the main thread waits
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
 """
 IN_A_DESTRUCTOR = """

@@ -177,7 +177,9 @@ def test_an_evaluation_that_is_told_to_stop_ends_cleanly_and_goes_on_later(tmp_p
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.splitlines() == ["stopped; finished blocks are kept, and the same command goes on from there"]
+    assert said.splitlines() == [
+        "stopped; finished evaluations and blocks are kept, and the same command goes on from there"
+    ]
     assert not list(run.glob("evals/*/*.lease"))
     settings = EvaluationSettings(device="cpu", num_threads=1, num_bootstrap=0, block_images=2)
     [job] = jobs_of_run(run, [parse_protocol("bits_per_dim_40")], Selection())

@@ -239,7 +239,7 @@ def test_the_command_reports_the_bound_of_a_file(snapshot, tmp_path, capsys):
     [
         (["/nowhere"], "/nowhere does not exist"),
         (["DATA", "--num-images", "0"], "num_images is 0"),
-        (["DATA", "--num-steps", "9"], "must be in [1, 8]"),
+        (["DATA", "--num-sampling-steps", "9"], "must be in [1, 8]"),
     ],
 )
 def test_mistakes_are_named(snapshot, tmp_path, capsys, arguments, message):

@@ -102,5 +102,7 @@ def test_while_evaluating_finished_blocks_are_kept(tmp_path: Path, command: str)
     with evaluating(tmp_path, command, str(run if command == "run" else tmp_path)) as terminal:
         terminal.wait_for(lambda: any(tmp_path.rglob("block-*.npy")))
         terminal.press_ctrl_c()
-        assert_ends_well(terminal, "^stopped; finished blocks are kept, and the same command goes on from there$")
+        assert_ends_well(
+            terminal, "^stopped; finished evaluations and blocks are kept, and the same command goes on from there$"
+        )
     assert any(tmp_path.rglob("block-*.npy"))

@@ -9,7 +9,7 @@ from cluster.storage import complete_directories
 from tests.support.cluster import Cluster
 from tests.support.terminal import Terminal, assert_ends_well, python, says_killed, training
 
-pytestmark = [pytest.mark.heavy, pytest.mark.ray]
+pytestmark = [pytest.mark.heavy, pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("moment", ["starting Ray", "waiting for room", "training"])

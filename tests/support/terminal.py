@@ -122,8 +122,8 @@ def training(data: Path, storage: Path, launcher: str, num_workers: int) -> list
 
 def last_line(terminal: Terminal) -> str:
     """What stands in the last line of the terminal, without what was cleared away."""
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-JL-Za-z]", "", terminal.output.rstrip())
-    return re.split(r"\r|\n|\x1b\[2K", shown)[-1]
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-JL-Za-z]", "", terminal.output).rstrip()
+    return re.split(r"\r|\n|\x1b\[2K", shown)[-1].removeprefix("^C")  # the terminal's echo of the key
 
 
 def assert_ends_well(terminal: Terminal, line: str) -> None:

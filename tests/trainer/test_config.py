@@ -178,7 +178,7 @@ def test_no_arguments_mean_the_demo() -> None:
         (["--preset", "celebahq25"], "celebahq25"),
         (["--train.global_batch_sise", "64"], "did you mean --train.global-batch-size"),
         (["--train.num_steps", "many"], "many"),
-        (["--train.num_steps", "0"], "train.num_steps 0"),
+        (["--train.num_steps", "0"], "train.num_steps is 0"),
         (["--config", "/nowhere.toml"], "--config /nowhere.toml does not exist"),
         (["--workers.num_workers", "200"], "train.global_batch_size 64 is smaller than workers.num_workers 200"),
         (["--data.path", "/no/such/data"], "/no/such/data"),

@@ -41,7 +41,7 @@ def test_a_run_over_http_keeps_to_its_cache_budget_and_trains_the_same(tmp_path:
             assert dataset.read(0).shape == (8, 8, 1)
     assert losses(there.directory) == losses(here.directory)
     spooled = (there.directory / "spool" / "run.jsonl").read_text()
-    assert f"{url}/set" in spooled  # for MLflow
+    assert url.removeprefix("http://") + "/set" in spooled  # for MLflow
     assert "secret" not in spooled
     assert 0 < FileCache(cache, budget).total_bytes() <= budget
     requests = [fetched(tmp_path, shard.name) for shard in manifest.shards]
@@ -64,5 +64,5 @@ def test_a_cache_too_small_for_a_shard_is_refused_before_workers_start(tmp_path:
     ("field", "value"), [("cache_gib", 0.0), ("memory_gib", -1.0), ("num_threads", 0), ("num_prefetch_batches", 0)]
 )
 def test_data_settings_out_of_range_are_named(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"data.{field} {value}"):
+    with pytest.raises(ValueError, match=f"data.{field} is {value}"):
         DataConfig(**{field: value})  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ def test_sigterm_ends_a_pack_in_good_order(tmp_path: Path) -> None:
         workers = psutil.Process(process.pid).children()
         process.terminate()
         _, text = process.communicate(timeout=300)
-    assert (process.returncode, text.splitlines()[-1][:11]) == (143, "interrupted"), text
+    assert (process.returncode, text.splitlines()[-1][:11]) == (130, "interrupted"), text
     assert not psutil.wait_procs(workers, timeout=60)[1]
 
 

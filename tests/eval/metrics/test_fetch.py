@@ -98,7 +98,7 @@ def test_a_damaged_file_is_replaced(tmp_path):
 
 
 def test_a_server_that_is_away_costs_one_line(tmp_path, capsys):
-    assert main(["fetch-weights", "--folder", str(tmp_path), "--url", "http://127.0.0.1:9/x"]) == 2
+    assert main(["fetch-weights", "--weights-folder", str(tmp_path), "--url", "http://127.0.0.1:9/x"]) == 2
     assert "cannot be read" in capsys.readouterr().err
 
 
@@ -112,7 +112,7 @@ def published(tmp_path):
 
 def test_published_statistics_become_a_protocols_reference(published, tmp_path, capsys):
     storage = tmp_path / "runs"
-    assert main(["import-reference", str(published), str(storage), "50000"]) == 0
+    assert main(["import-reference", str(published), str(storage), "--num-images", "50000"]) == 0
     name = capsys.readouterr().out.strip()
     protocol = parse_protocol(name)
     assert protocol.name == name
@@ -140,6 +140,6 @@ def test_statistics_that_were_not_imported_block_instead_of_using_other_images(t
     ],
 )
 def test_statistics_that_do_not_fit_the_protocol_are_refused(published, tmp_path, protocol, expected, capsys):
-    arguments = ["import-reference", str(published), str(tmp_path), "50000", "--protocol", protocol]
+    arguments = ["import-reference", str(published), str(tmp_path), "--num-images", "50000", "--protocol", protocol]
     assert main(arguments) == 2
     assert expected in capsys.readouterr().err
