@@ -11,43 +11,13 @@ from collections.abc import Callable
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cluster import lease_file
-from cluster.lease import Lease, LostLeaseError, try_lease
+from cluster.lease import LostLeaseError, try_lease
+from tests.cluster.test_lease import STALE, edit, holds, let_seconds_pass, taken
 from tests.support.stalls import stalled_at_every_call
-
-STALE = 0.3
-
-
-def taken(path: Path, stale_seconds: float = STALE) -> Lease:
-    """The lease, which must be free."""
-    lease = try_lease(path, stale_seconds)
-    assert lease is not None
-    return lease
-
-
-def holds(lease: Lease) -> bool:
-    try:
-        lease.check()
-    except LostLeaseError:
-        return False
-    return True
-
-
-def let_seconds_pass(path: Path, seconds: float) -> None:
-    """As if the heartbeat had been so long ago."""
-    now = time.time()
-    os.utime(path, (now, now - seconds))
-
-
-def edit(path: Path, **fields: Any) -> None:
-    """Change what the lease says of its owner, and nothing else."""
-    status, content = path.stat(), json.loads(path.read_text())
-    path.write_text(json.dumps(content | fields))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 class Owned:
