@@ -15,6 +15,7 @@ from trainer.checkpoint import step_of
 pytestmark = pytest.mark.heavy
 
 
+@pytest.mark.slow
 def test_while_training_imports_its_libraries(data: Path, tmp_path: Path) -> None:
     with Terminal(training(data, tmp_path, "local", 1)) as terminal:
         terminal.wait_for(lambda: terminal.has_mapped("libtorch_cpu"))
@@ -30,7 +31,7 @@ def test_while_two_workers_start(data: Path, tmp_path: Path) -> None:
     assert says_killed(tmp_path / "run")
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_once_while_training_it_ends_with_a_checkpoint(data: Path, tmp_path: Path, num_workers: int) -> None:
     run = tmp_path / "run"
     with Terminal(training(data, tmp_path, "local", num_workers), num_columns=60) as terminal:
@@ -57,6 +58,7 @@ def test_twice_while_training_it_ends_at_once(data: Path, tmp_path: Path) -> Non
     assert not (run / "lease.json").exists()
 
 
+@pytest.mark.slow
 def test_a_stop_that_cannot_be_written_reaches_the_workers_by_a_signal(data: Path, tmp_path: Path) -> None:
     """A link to nowhere stands where STOP belongs: it cannot be written, as on a full disk."""
     run = tmp_path / "run"
@@ -96,7 +98,7 @@ def evaluating(tmp_path: Path, *command: str) -> Terminal:
     return Terminal(python("-m", "eval", *command, *protocol, "--device", "cpu"))
 
 
-@pytest.mark.parametrize("command", ["run", "serve"])
+@pytest.mark.parametrize("command", ["run", pytest.param("serve", marks=pytest.mark.slow)])
 def test_while_evaluating_finished_blocks_are_kept(tmp_path: Path, command: str) -> None:
     run = make_run(tmp_path)
     with evaluating(tmp_path, command, str(run if command == "run" else tmp_path)) as terminal:

@@ -30,7 +30,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.fixture(params=["empty", "hostile"])
+@pytest.fixture(params=[pytest.param("empty", marks=pytest.mark.slow), "hostile"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Where the command is called: nothing is there, or packages of our names that must not be imported."""
     if request.param == "hostile":
