@@ -88,11 +88,12 @@ def assemble(worker: Worker, directory: Path, run: dict[str, Any], lease: Lease 
     save = partial(checkpoints.save, wait=True)
     hooks: list[Hook] = [
         watchdog,
+        # Before the metrics: whoever sees those may ask for a stop, which then keeps what was trained.
+        ProgressHook(directory, worker, config, resumed.step),
         *((DrillHook(faults),) if faults else ()),
         *((LeaseHook(lease, worker),) if lease is not None else ()),
         metrics,
         checkpoints,
-        ProgressHook(directory, worker, config, resumed.step),
         StopHook(directory, worker, save),
     ]
     report = partial(
