@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from common.redaction import redacted
 
@@ -44,7 +44,7 @@ def artifact_location(uri: str) -> str | None:
     scheme, _, path = uri.partition(":///")
     if scheme.partition("+")[0] != "sqlite":
         return None
-    return (Path(path.partition("?")[0]).absolute().parent / "mlartifacts").as_uri()
+    return (Path(unquote(path.partition("?")[0])).absolute().parent / "mlartifacts").as_uri()
 
 
 def _host(uri: str) -> str | None:

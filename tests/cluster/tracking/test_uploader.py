@@ -346,9 +346,3 @@ def test_the_database_and_the_artifacts_lie_in_the_storage_folder_whatever_it_is
     assert {path.name for path in tmp_path.iterdir()} == {name}
     assert {path.name for path in storage.iterdir()} == {"some-run", "mlflow.db", "mlartifacts"}
     assert len(list((storage / "mlartifacts").rglob("grid.txt"))) == 1
-
-
-@pytest.mark.parametrize("name", ["a?b", "a%41b"])
-def test_a_storage_folder_that_no_address_of_sqlite_can_name_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"run.storage .* use a folder of another name"):
-        default_tracking_uri(tmp_path / name)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.tracking.uri import artifact_location, checked_tracking_uri
+from cluster.tracking.uri import artifact_location, checked_tracking_uri, default_tracking_uri
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,9 @@ def test_artifacts_lie_beside_a_local_database_alone() -> None:
     assert artifact_location("sqlite:////srv/mlflow.db?timeout=5") == "file:///srv/mlartifacts"
     assert artifact_location("sqlite:////srv/a%3Fb%2541/mlflow.db") == "file:///srv/a%3Fb%2541/mlartifacts"
     assert artifact_location("http://host") is None
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%41b"])
+def test_a_storage_folder_that_no_address_of_sqlite_can_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"run.storage .* use a folder of another name"):
+        default_tracking_uri(tmp_path / name)
