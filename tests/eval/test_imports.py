@@ -1,12 +1,12 @@
-"""The files of eval/ import each other one way, lazily too; so do its folders."""
+"""The folders of eval/ import one way, lazily too (that no file is in a circle: tests/test_policies.py)."""
 
 import ast
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from common.code import ROOT
+from tests.test_policies import imports_of
 
 FOLDERS = ("metrics", "sampling", "reports", "service", "web")
 """A folder imports only from itself, from those before it, and from the files of eval/ itself."""
@@ -17,39 +17,12 @@ def modules() -> dict[str, Path]:
     return {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in paths}
 
 
-def imports(path: Path) -> set[str]:
-    """Everything that a file imports at any time, inside functions too; what only type checkers see is left out."""
-    found: set[str] = set()
-    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            nodes += node.orelse
-        else:
-            nodes += ast.iter_child_nodes(node)
-    return found
-
-
-def test_no_circle_of_files_lazy_imports_counted_too():
-    known = modules()
-    graph = {name: imports(path) & known.keys() for name, path in known.items()}
-    assert "eval.metrics.inception" in graph["eval.metrics.extractor"]  # inside a function: it is seen
-    try:
-        list(TopologicalSorter(graph).static_order())
-    except CycleError as error:
-        pytest.fail("a circle of imports: " + " -> ".join(error.args[1]))
-
-
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_folders_import_one_way(folder):
     later = tuple(f"eval.{name}" for name in FOLDERS[FOLDERS.index(folder) + 1 :])
     paths = sorted((ROOT / "eval" / folder).glob("*.py"))
     assert len(paths) > 1
-    backwards = {path.name: [name for name in imports(path) if name.startswith(later)] for path in paths if later}
+    backwards = {path.name: [name for name in imports_of(path) if name.startswith(later)] for path in paths if later}
     assert not {name: found for name, found in backwards.items() if found}
 
 
