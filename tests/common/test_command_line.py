@@ -197,7 +197,11 @@ def test_a_mistake_is_answered_with_what_was_typed_and_what_is_allowed(
 
 
 @pytest.mark.parametrize(("guests", "line"), [("9", "the table stays reserved"), ("10", "the kitchen is closed")])
-def test_ctrl_c_ends_with_one_line_and_code_130(guests: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_ends_with_one_line_and_code_130(
+    guests: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The processes below this one are of other tests (tests/common/test_interrupt.py is about those of a command).
+    monkeypatch.setattr("common.interrupt.end_descendants", lambda: None)
     assert run(LINE, ["order", "soup", "--num-guests", guests]) == 130
     assert capsys.readouterr().err == f"{line}\n"
 
