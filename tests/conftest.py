@@ -18,16 +18,12 @@ if TYPE_CHECKING:
 
     from tests.support.cluster import Cluster
 
-# Files whose tests need Ray, by who runs them one after the other: what shares a cluster, the last of which kills its
-# head, and what starts a cluster of its own.
-RAY_FILES = {
-    **dict.fromkeys(
-        ("test_job.py", "test_ray_train.py", "test_ray_pool.py", "test_ray_runner.py", "test_faults_ray.py"), "ray"
-    ),
-    **dict.fromkeys(
-        ("test_demo.py", "test_elastic.py", "test_local.py", "test_wheel.py", "test_interrupts_ray.py"), "own-ray"
-    ),
-}
+# Files whose tests start or need Ray. The last kills the head of the cluster that those before it share.
+RAY_FILES = (
+    *("test_demo.py", "test_elastic.py", "test_local.py", "test_ray_runner.py", "test_ray_pool.py", "test_wheel.py"),
+    "test_interrupts_ray.py",
+    *("test_job.py", "test_ray_train.py", "test_faults_ray.py"),
+)
 # Files and markers whose tests go first, in this order.
 TURNS = (*RAY_FILES, "test_zero.py", "test_engines.py", "heavy")
 
@@ -38,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeScheduling":
-    """What xdist may not part: a file's tests share fixtures, those of several files a cluster.
+    """What xdist may not part: a file's tests share fixtures, and two clusters of Ray are too much for two cores.
 
     xdist's own groups (`--dist loadgroup`) have no effect with pytest 9.
     """
@@ -47,7 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeSc
     class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            return RAY_FILES.get(Path(path).name, path)
+            return "ray" if Path(path).name in RAY_FILES else path
 
     return Files(config, log)
 
