@@ -15,7 +15,7 @@ from cluster.launch import LaunchError, Resources, in_torchrun, launch_local
 from cluster.lease import Lease, LostLeaseError
 from cluster.progress import ProgressBar, progress_path, write_progress
 from cluster.ray_train import launch_ray
-from cluster.run_directory import newest_step
+from cluster.run_directory import FINISHED, newest_step
 from cluster.tracking.background import BackgroundUploader
 from cluster.tracking.uploader import Uploader
 from common.files import read_json
@@ -66,7 +66,7 @@ def _train(arguments: list[str]) -> int:
         if unfinished:
             print(at_the_start(planned, options.launcher), flush=True)
             return _run(planned, options.launcher, replace(lease))
-    reached = read_json(planned.directory / "FINISHED.json")["step"]
+    reached = read_json(planned.directory / FINISHED)["step"]
     print(f"finished already at step {reached}; raise --train.num_steps above that to train on")
     return 0
 

@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel
 
 from cluster.lease import is_held
+from cluster.run_directory import EVALUATIONS
 from eval.backlog import Selection, find_runs, is_finished, jobs_of_run, warn_once
 from eval.protocol import Protocol
 from eval.reports.scheduled import report_files
@@ -124,7 +125,7 @@ def _queue(
     except (OSError, ValueError, KeyError, TypeError) as error:
         warn_once(f"{run} is not shown: {type(error).__name__}: {error}")
         return None
-    num_results = len(list((run / "evals").glob("*/*.json")))
+    num_results = len(list((run / EVALUATIONS).glob("*/*.json")))
     return {"run": run.name, "finished": is_finished(run), "queue": queue, "num_results": num_results}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from cluster.run_directory import RUN
 from eval.backlog import Selection, checkpoints_of, find_runs, warn_once
 from eval.protocol import Protocol
 from eval.reports.curves import COLOURS, format_value
@@ -24,7 +25,7 @@ _MAX_SETTLED = 20
 def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection) -> dict[str, Any]:
     """Everything the page shows, newest run first."""
     directories = find_runs(storage)
-    directories.sort(key=lambda run: (run / "run.json").stat().st_mtime, reverse=True)
+    directories.sort(key=lambda run: (run / RUN).stat().st_mtime, reverse=True)
     runs = []
     for place, directory in enumerate(directories[:MAX_RUNS]):
         try:
