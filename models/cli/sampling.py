@@ -65,11 +65,10 @@ def sample(
     check_whole("first_index", first_index, 0)
     if eta and sampler != "ddim":
         raise ValueError(f"eta is {eta}, but only the sampler ddim has it: leave it out for {sampler}")
-    snapshot = checkpoint_of(snapshot, step)
-    loaded = open_snapshot(snapshot, choose_device(device), tracking_uri)
+    loaded = open_snapshot(snapshot := checkpoint_of(snapshot, step), choose_device(device), tracking_uri)
     process = choose_process(loaded.diffusion, sampler, num_sampling_steps)
-    indices = torch.arange(first_index, first_index + num_images)
-    batches = indices.split(batch_size_for(batch_size, loaded.model_config))
+    num_at_once = batch_size_for(batch_size, loaded.model_config)
+    batches = torch.arange(first_index, first_index + num_images).split(num_at_once)
     images = _generate(loaded.model, process, batches, seed, sampler, eta)
     record = {
         "snapshot": str(snapshot),
