@@ -73,7 +73,7 @@ def follow_data(config: Config, given: frozenset[str]) -> Config:
     except (FileNotFoundError, NotADirectoryError):
         return config
     found = {"image_size": manifest.image_size, "image_channels": manifest.image_channels}
-    follows = {name: value for name, value in found.items() if f"model.{name}" not in given}
+    follows: dict[str, Any] = {name: value for name, value in found.items() if f"model.{name}" not in given}
     try:
         return replace(config, model=replace(config.model, **follows))
     except ValueError as error:
