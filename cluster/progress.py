@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any, TextIO
 
-from cluster.run_directory import RUN, SPOOL
+from cluster.run_directory import RUN, SPOOL, newest_step
 from cluster.tracking.spool import read_events
 from common.files import read_json, temporary_name
 from common.progress import Progress, showing
@@ -58,6 +58,7 @@ class ProgressBar:
         self._old = read_progress(run_directory)
         self._progress = Progress("step", int(read_json(run_directory / RUN)["num_steps"]))
         self._progress.notes, self._progress.estimates = ("starting",), False
+        self._progress.done = newest_step(run_directory)  # a resumed run goes on from there
         self._values: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress-files", daemon=True)
