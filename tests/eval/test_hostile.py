@@ -13,7 +13,7 @@ from eval.reports.curves import distance_chart
 from eval.reports.report import write_report
 from eval.results import all_results, grid_path, read_result, result_path, write_result
 from eval.service.requests import request_evaluation, requested_jobs
-from eval.web.app import _linked_files, read_status
+from eval.web.app import linked_file, read_status
 from eval.web.page_data import MAX_RUNS, dashboard, render_runs
 from tests.support.evaluation import made_up_result, make_run
 
@@ -146,10 +146,11 @@ def test_the_page_serves_nothing_that_a_link_points_to_elsewhere(run, job, tmp_p
     grid.symlink_to(secret)
     (run / "reports").mkdir()
     (run / "reports" / "20260101-000000.html").symlink_to(secret)
-    assert _linked_files(run.parent) == []
+    names = [str(path.relative_to(run.parent)) for path in (grid, run / "reports" / "20260101-000000.html")]
+    assert [linked_file(run.parent, name) for name in names] == [None, None]
     grid.unlink()
     grid.write_bytes(b"")
-    assert _linked_files(run.parent) == [grid]
+    assert linked_file(run.parent, names[0]) == grid.resolve()
 
 
 def test_one_run_that_cannot_be_read_takes_no_other_off_the_page(run):
