@@ -235,10 +235,13 @@ def _is_there(client: "MlflowClient", run_id: str, experiment_id: str) -> bool:
 
 
 def _quiet_mlflow() -> None:
-    """An uploader retries by itself, so one MLflow call may fail fast; nothing is sent to anyone else."""
+    """An uploader retries by itself, after a look at what MLflow has; nothing is sent to anyone else.
+
+    MLflow would repeat the request for a new run whose answer was an error, though the run had been made: two of them.
+    """
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

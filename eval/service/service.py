@@ -121,7 +121,7 @@ class Service:
         return list({job.result_path: job for job in (*requested, *waiting)}.values())
 
     def jobs(self) -> list[Job]:
-        """Every wanted evaluation of every run, done or not."""
+        """Every wanted evaluation of every run that can be read, done or not."""
         jobs: list[Job] = []
         for run in self._runs():
             with _apart(run):
