@@ -109,7 +109,10 @@ def _is_run(directory: Path) -> bool:
         read_run(directory)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        warn_once(f"{directory / RUN} cannot be read: {error}")
+        return False
+    except ValueError as error:
         warn_once(str(error))
         return False
     return True
