@@ -24,6 +24,7 @@ from tests.support.tracking import describe
 NUM_REQUESTS = 9
 """Different ones, at the least, that send an event of each kind to an MLflow that is new."""
 
+
 def say_all_there_is_to_say(directory: Path) -> None:
     """An event of each kind, from two writers."""
     (directory / "grid.txt").write_text("grid")

@@ -77,6 +77,8 @@ def test_a_thousand_runs_cost_the_page_no_more_than_those_it_draws(tmp_path: Pat
     add(range(MAX_RUNS + 1, 1000))
     assert count(lambda: show_page(storage), tmp_path / "count") == few
     assert len(dashboard(storage, [PROTOCOL], Selection())["older_runs"]) == 1000 - MAX_RUNS
+    [oldest] = read_status(storage, [PROTOCOL], Selection(), "run-0999")["runs"]
+    assert [job["step"] for job in oldest["queue"]] == [100]
 
 
 def test_the_page_reads_each_checkpoint_equally_often_however_many_there_are(tmp_path: Path) -> None:
