@@ -235,10 +235,8 @@ def _is_there(client: "MlflowClient", run_id: str, experiment_id: str) -> bool:
 
 
 def _quiet_mlflow() -> None:
-    """An uploader retries by itself, after a look at what MLflow has; nothing is sent to anyone else.
-
-    MLflow would repeat the request for a new run whose answer was an error, though the run had been made: two of them.
-    """
+    """An uploader retries by itself: MLflow's client, when the answer to a request for a new run is lost, would repeat
+    the request and have two. Nothing is sent to anyone else."""
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
