@@ -236,10 +236,11 @@ def _is_there(client: "MlflowClient", run_id: str, experiment_id: str) -> bool:
 
 
 def _quiet_mlflow() -> None:
-    """An uploader retries by itself, so one MLflow call may fail fast; nothing is sent to anyone else."""
+    """An uploader retries by itself: MLflow's client, when the answer to a request for a new run is lost, would repeat
+    the request and have two. Nothing is sent to anyone else."""
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

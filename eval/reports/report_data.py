@@ -37,7 +37,7 @@ def collect_run(directory: Path) -> dict[str, Any]:
     run = read_run(directory)
     metrics = read_metrics(directory) if (directory / SPOOL).is_dir() else {}
     curves = {name: thin(points) for name, points in metrics.items() if name.startswith(("train/", "system/"))}
-    results = sorted(all_results(directory), key=lambda result: result["step"])
+    results = list(all_results(directory))
     done = {_key(r) for r in results if r["status"] == DONE}
     batch = flat_config(run["config"]).get("train.global_batch_size")
     started = min((point[2] for points in metrics.values() for point in points), default=None)

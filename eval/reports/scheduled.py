@@ -23,14 +23,14 @@ def write_scheduled_reports(storage: Path, runs: Sequence[Path], now_seconds: fl
         path = run / REPORTS / f"{stamp}.html"
         try:
             write_report([run], path)
+            reported.append(run)
+            spool = Spool(run, f"eval-report-{stamp}")
+            spool.artifact(path, "reports")
+            spool.artifact(path.with_suffix(".json"), "reports")
+            spool.close()
         except (OSError, ValueError, KeyError, TypeError) as error:
             warn_once(f"{run} gets no report: {type(error).__name__}: {error}")
             continue
-        reported.append(run)
-        spool = Spool(run, f"eval-report-{stamp}")
-        spool.artifact(path, "reports")
-        spool.artifact(path.with_suffix(".json"), "reports")
-        spool.close()
         yield path
     if len(reported) > 1:
         path = storage / "reports" / f"{stamp}.html"
