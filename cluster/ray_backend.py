@@ -10,6 +10,7 @@ from ray.exceptions import RayTaskError
 from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.torch.config import TorchConfig, _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 from cluster.launch import Resources
 from cluster.network import cannot_connect, use_interface
@@ -40,6 +41,8 @@ class ConnectingBackend(_TorchBackend):
         except RayTaskError as error:
             self._failures += 1
             line = cannot_connect(ends, error)
+            if isinstance(worker_group, WorkerGroup):
+                worker_group.abort()  # Ray would leave these workers where the next are to come
             if 0 <= backend_config.max_failures < self._failures:
                 raise ConnectionError(line) from None
             raise WorkerGroupStartupFailedError(f"start {self._failures} failed: {line}") from None  # Ray starts anew

@@ -59,9 +59,7 @@ class RayHosts:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 node.wait(30)
         for host in self.hosts:
-            inside = subprocess.run(["ip", "netns", "pids", host.name], capture_output=True, text=True, check=True)
-            if inside.stdout.split():
-                subprocess.run(["kill", "-9", *inside.stdout.split()], check=False)
+            host.end_processes()
 
 
 @contextmanager
