@@ -79,7 +79,7 @@ def assemble(worker: Worker, directory: Path, run: dict[str, Any], lease: Lease 
     batches: Iterable[Batch] = drilled_stream(stream, faults) if faults else stream
     if config.data.ledger:
         batches = recorded_in(directory / LEDGER, batches, worker, dataset, order)
-    spool = _open_spool(directory, config, run, worker, resumed) if worker.rank == 0 else None
+    spool = _open_spool(directory, run, resumed) if worker.rank == 0 else None
     num_timesteps = objective.diffusion.num_timesteps
     recorder = WindowRecorder(objective.timesteps, num_timesteps, worker.world_size, resumed.window)
     metrics = MetricsHook(config, worker, engine, ema, stream, recorder, spool)
@@ -113,15 +113,10 @@ def _make_objective(config: Config, faults: Faults) -> Objective:
     return drilled(objective, faults, config.train.global_batch_size) if faults else objective
 
 
-def _open_spool(directory: Path, config: Config, run: dict[str, Any], worker: Worker, resumed: Resumed) -> Spool:
+def _open_spool(directory: Path, run: dict[str, Any], resumed: Resumed) -> Spool:
     """Rank 0's spool. Points it already has beyond the checkpoint stay if they are those that will come again."""
     spool = Spool(directory, "train")
-    trained = run["config_digest"]
-    if config.model.dropout:
-        # The masks, and with them the losses, also depend on what is drawn in which order by which generator.
-        hardware = (config.workers.strategy, worker.world_size, worker.device.type, config.workers.compile)
-        trained = " ".join(map(str, (trained, *hardware, config.train.max_images_per_pass)))
-    spool.start(resumed.step, trained, known=resumed.config_digest == run["config_digest"])
+    spool.start(resumed.step, run["config_digest"], known=resumed.config_digest == run["config_digest"])
     return spool
 
 

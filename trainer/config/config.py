@@ -19,6 +19,8 @@ from trainer.config.sections import (
 )
 
 Launcher = Literal["ray", "local"]
+DROPOUT_MASKS = "train.dropout_masks"
+"""In the semantics of a run with dropout; those of before masks were a function of the sample counter lack it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,14 @@ def semantics(config: Config, manifest_digest: str) -> dict[str, Any]:
     flat["data.horizontal_flip"] = config.data.horizontal_flip
     flat["data.digest"] = manifest_digest
     del flat["model.gradient_checkpointing"]
+    if config.model.dropout:
+        flat[DROPOUT_MASKS] = "by sample counter"
     return flat
+
+
+def name_digest(semantic_values: dict[str, Any]) -> str:
+    """As `digest`, of what a user sets: the name of a run, which earlier versions gave to the same settings."""
+    return digest({name: value for name, value in semantic_values.items() if name != DROPOUT_MASKS})
 
 
 def digest(semantic_values: dict[str, Any]) -> str:

@@ -39,10 +39,15 @@ def random_batch(size: int, step: int = 0) -> Batch:
 FLOAT64 = {"precision": "fp64", "global_batch_size": 13, "num_steps": 50}
 
 
+def with_dropout(config: Config) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.2))
+
+
 @pytest.fixture(scope="module")
 def in_one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one worker without micro-batches."""
-    return train_locally(tiny_config(data, tmp_path_factory.mktemp("one"), "one", train=FLOAT64)).directory
+    storage = tmp_path_factory.mktemp("one")
+    return train_locally(with_dropout(tiny_config(data, storage, "one", train=FLOAT64))).directory
 
 
 @pytest.mark.parametrize("variant", [(1, 5), (3, 2)], ids=str)
@@ -62,7 +67,7 @@ def test_losses_and_weights_do_not_depend_on_workers_and_micro_batches(
         train=FLOAT64 | {"max_images_per_pass": max_images},
         workers={"num_workers": num_workers},
     )
-    other = train_locally(changed).directory
+    other = train_locally(with_dropout(changed)).directory
     assert losses(other) == pytest.approx(losses(in_one), rel=1e-10)
     expected, found = final_weights(in_one, "model.safetensors"), final_weights(other, "model.safetensors")
     for name in expected:
