@@ -24,8 +24,8 @@ install: .venv/installed
 demo: install
 	@$(BIN)/python -m cluster demo $(DEMO)
 
-# Two processes share the tests, file by file and the longest first; Ray's stay in one of them (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+# Three processes share the tests, which often wait: file by file, the longest first (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 test: install
 	$(PYTEST) -m "not slow"
 

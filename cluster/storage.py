@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.files import TEMPORARY, fsync, read_json, sha256_of_file, temporary_name, write_json_atomic
+from common.files import TEMPORARY, fsync, fsync_name, read_json, sha256_of_file, temporary_name, write_json_atomic
 
 COMPLETE = "COMPLETE.json"
 _TRASH = ".trash-"
@@ -57,11 +57,7 @@ def commit_directory(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    try:
-        fsync(parent)
-    except OSError as error:
-        # It is committed: to fail now would have the caller write it again beside itself.
-        _log.warning("%s is written, but may not survive a power cut: %s", destination, error)
+    fsync_name(destination)
     reached("after_rename")
     return destination
 

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Literal
 
 from common.process import end_with_parent, signals_held_back
 from common.progress import log_format
 
+START_METHOD: Literal["spawn", "fork"] = "spawn"
+"""A fork of a process that has threads, or a GPU, may hang."""
 SIGNAL_SECONDS = 0.5
 """How often a launching process wakes up: Python runs a signal's handler on the main thread, which sleeps on where the
 kernel has handed the signal to another, as it does when SIGCONT comes just before (Slurm sends both)."""
@@ -59,9 +60,9 @@ def run_processes(target: Callable[..., None], num_workers: int, *arguments: Any
     When one fails, the others have two seconds to end by themselves and are then killed; they are not sent SIGTERM,
     which workers take for a request to end the run. Raises the WorkerError of the worker that failed first.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START_METHOD)
     resource_tracker.ensure_running()  # it would unblock the signals that are held back below
-    processes: list[SpawnProcess] = []
+    processes: list[BaseProcess] = []
     reports: list[Connection] = []
     try:
         for rank in range(num_workers):

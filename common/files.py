@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_log = logging.getLogger(__name__)
 TEMPORARY = ".tmp-"
 """How names of unfinished files and folders start."""
 TEMPORARY_NAMES = f"{TEMPORARY}{'[0-9a-f]' * 32}-*"
@@ -32,7 +34,18 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync(path.parent)
+    fsync_name(path)
+
+
+def fsync_name(path: Path) -> None:
+    """Have the system write to the disk now that `path` is there under this name. Where it cannot, a warning.
+
+    The file is there all the same: whoever took that for a failure would write it again.
+    """
+    try:
+        fsync(path.parent)
+    except OSError as error:
+        _log.warning("%s is written, but may not survive a power cut: %s", path, error)
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:

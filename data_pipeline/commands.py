@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from common.checks import check_whole
 from common.command_line import CommandLine, run
 from common.progress import progress
 
@@ -143,10 +144,8 @@ def order(
     from data_pipeline.paths import resolve_path
     from data_pipeline.storage.shards import open_dataset, read_manifest
 
-    if num_steps < 0:
-        raise ValueError(f"num_steps must be at least 0, got {num_steps}")
-    if world_size < 1:
-        raise ValueError(f"world_size must be at least 1, got {world_size}")
+    check_whole("num_steps", num_steps, 0)
+    check_whole("world_size", world_size, 1)
     path = resolve_path(dest)
     manifest = read_manifest(path)
     sample_order = SampleOrder(manifest.shard_sizes, seed, global_batch_size, manifest.digest, slice_images)
@@ -190,8 +189,8 @@ def _local(path: str, what: str) -> str:
 def _runner(num_processes: int | None) -> "TaskRunner":
     from data_pipeline.packing.process_runner import run_in_processes
 
-    if num_processes is not None and num_processes < 1:
-        raise ValueError(f"num_processes must be at least 1, got {num_processes}")
+    if num_processes is not None:
+        check_whole("num_processes", num_processes, 1)
     return run_in_processes(num_processes or len(os.sched_getaffinity(0)))
 
 

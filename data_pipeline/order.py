@@ -17,6 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from common.checks import check_whole
 from data_pipeline.permutation import combine_keys, num_rounds_for, permute
 
 ORDER_VERSION = 1
@@ -48,8 +49,7 @@ class SampleOrder:
         sizes = np.array(shard_sizes, dtype=np.int64)
         if sizes.ndim != 1 or sizes.size == 0 or sizes.min() < 1:
             raise ValueError(f"shard_sizes must be a non-empty list of numbers >= 1, got {list(shard_sizes)[:8]}")
-        if global_batch_size < 1:
-            raise ValueError(f"global_batch_size must be at least 1, got {global_batch_size}")
+        check_whole("global_batch_size", int(global_batch_size), 1)
         if slice_images < 1 or global_batch_size % slice_images:
             raise ValueError(f"slice_images must divide global_batch_size {global_batch_size}, got {slice_images}")
         self.seed = int(seed)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cluster.lease import is_held
 from cluster.run_directory import (
@@ -19,6 +19,7 @@ from cluster.run_directory import (
     checkpoint_step,
     complete_checkpoints,
 )
+from common.checks import check_choice, check_whole
 from eval.protocol import Protocol, from_description
 from eval.results import DONE, SKIPPED, is_final, read_result, result_path
 from eval.runs import read_run
@@ -63,10 +64,8 @@ class Selection:
     """newest first keeps up with a training that is faster than its evaluation."""
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ValueError(f"every_steps={self.every_steps}: at least 1 is needed")
-        if self.order not in ("newest", "oldest"):
-            raise ValueError(f"order={self.order!r}: allowed are newest, oldest")
+        check_whole("every_steps", self.every_steps, 1)
+        check_choice("order", self.order, get_args(Order))
 
 
 def find_runs(storage: Path, name: str | None = None) -> list[Path]:

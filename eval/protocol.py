@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from common.checks import check_choice, check_number, check_whole
 from common.suggest import did_you_mean
 from eval.metrics.extractor import EXTRACTORS, Extractor, find_extractor
 from eval.metrics.metric import METRICS, Metric
@@ -57,20 +58,15 @@ class Protocol:
     """Raised whenever a change of code changes the number."""
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise ValueError(f"metric={self.metric!r}: allowed are {', '.join(METRICS)}")
+        check_choice("metric", self.metric, METRICS)
         metric = METRICS[self.metric]
         self._check_extractor()
-        if self.num_samples < metric.min_images:
-            raise ValueError(f"num_samples={self.num_samples}: {self.metric} needs at least {metric.min_images} images")
-        if self.num_samples > _MAX_SAMPLES:
-            raise ValueError(f"num_samples={self.num_samples}: allowed are up to {_MAX_SAMPLES}")
-        if self.seed < 0 or (metric.seed_end is not None and self.seed >= metric.seed_end):
-            raise ValueError(f"seed={self.seed}: allowed is 0 or more, below 2^32 for a kernel distance")
+        needed = f"{self.metric} needs {metric.min_images}"
+        check_whole("num_samples", self.num_samples, metric.min_images, _MAX_SAMPLES, hint=needed)
+        check_whole("seed", self.seed, 0, None if metric.seed_end is None else metric.seed_end - 1)
         if self.reference == "npz" and not metric.uses_statistics:
             raise ValueError(f"reference=npz: {self.metric} needs the features of single images, an npz has none")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision={self.precision!r}: allowed are float32, bfloat16")
+        check_choice("precision", self.precision, ("float32", "bfloat16"))
         self._check_sampler()
 
     def _check_extractor(self) -> None:
@@ -84,14 +80,12 @@ class Protocol:
             raise ValueError(f"extractor_sha256={self.extractor_sha256!r}: 64 hexadecimal digits are needed")
 
     def _check_sampler(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler={self.sampler!r}: allowed are {', '.join(SAMPLERS)}")
-        if self.num_sampling_steps is not None and self.num_sampling_steps < 1:
-            raise ValueError(f"num_sampling_steps={self.num_sampling_steps}: give at least 1, or none for all steps")
+        check_choice("sampler", self.sampler, SAMPLERS)
+        if self.num_sampling_steps is not None:
+            check_whole("num_sampling_steps", self.num_sampling_steps, 1, hint="leave it out for all steps")
         if not self.needs_samples and (self.sampler, self.num_sampling_steps) != ("ddpm", None):
             raise ValueError(f"sampler={self.sampler} with {self.metric}: it needs no sampler, leave it out")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta={self.eta}: allowed is 0 (deterministic) to 1 (ancestral)")
+        check_number("eta", self.eta, least=0, most=1, hint="0 is deterministic, 1 ancestral")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta={self.eta} with sampler={self.sampler}: eta belongs to the ddim sampler")
 

@@ -87,10 +87,9 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
 
 def all_results(run_directory: Path) -> Iterator[dict[str, Any]]:
     """Every result of a run, by checkpoint (oldest first), then protocol digest."""
-    for path in sorted((run_directory / EVALUATIONS).glob("*/*.json")):
-        result = read_result(path)
-        if result is not None:
-            yield result
+    found = (read_result(path) for path in (run_directory / EVALUATIONS).glob("*/*.json"))
+    results = [result for result in found if result is not None]
+    yield from sorted(results, key=lambda r: (r["step"], r["checkpoint"], r["protocol"]["digest"]))
 
 
 def is_final(result: Mapping[str, Any]) -> bool:

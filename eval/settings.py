@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common.checks import check_number, check_whole
+
 
 @dataclass(frozen=True)
 class EvaluationSettings:
@@ -25,8 +27,8 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         for name, least in (("block_images", 1), ("num_bootstrap", 0), ("num_threads", 1), ("batch_size", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value}: at least {least} is needed")
+            if value is not None:
+                check_whole(name, value, least)
 
     def prepare_process(self) -> None:
         """Set the threads, and float32 that is float32 on a GPU too, of the process that computes."""
@@ -64,5 +66,4 @@ class PoolSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_actors", "cpus_per_actor", "gpus_per_actor"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: at least 0 is needed")
+            check_number(name, getattr(self, name), least=0)

@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeScheduling":
-    """What xdist may not part: a file's tests share fixtures, and all that start Ray its only address on a machine.
+    """What xdist may not part: a file's tests share fixtures, and two clusters of Ray are too much for two cores.
 
     xdist's own groups (`--dist loadgroup`) have no effect with pytest 9.
     """

@@ -6,6 +6,7 @@ above the middle, the head filling most of the picture, shoulders below.
 
 import numpy as np
 
+from common.checks import check_whole
 from data_pipeline.demo.face_features import draw_eye, draw_glasses, draw_mouth, draw_nose
 from data_pipeline.demo.face_hair import draw_back_hair, draw_beard, draw_front_hair
 from data_pipeline.demo.face_traits import Traits, random_traits
@@ -16,10 +17,9 @@ MAX_SIZE = 256
 
 def draw_face(seed: int, index: int, size: int) -> np.ndarray:
     """Face `index` of `seed`: (size, size, 3) uint8, size in [8, 256]. ValueError."""
-    if not 8 <= size <= MAX_SIZE:
-        raise ValueError(f"faces are drawn at 8 to {MAX_SIZE} pixels, got image_size={size}")
-    if index < 0 or seed < 0:
-        raise ValueError(f"seed and index must be at least 0, got {seed}, {index}")
+    check_whole("image_size", size, 8, MAX_SIZE, hint="faces have no other sizes")
+    check_whole("seed", seed, 0)
+    check_whole("index", index, 0)
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
     traits = random_traits(random)
     roll, scale = float(random.normal(0, 0.05)), float(random.uniform(1.1, 1.26))

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from common.checks import check_choice, check_whole
 from data_pipeline.demo.faces import draw_face
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.pack import Progress, TaskRunner, pack
@@ -36,14 +37,10 @@ class DemoOptions:
     """Which faces; digits are what they are"""
 
     def __post_init__(self) -> None:
-        if self.name not in DEMO_SETS:
-            raise ValueError(f"demo set must be one of {', '.join(DEMO_SETS)}, got {self.name!r}")
-        if self.num_images is not None and self.num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {self.num_images}")
-        if self.name == "digits" and (self.num_images or 0) > _NUM_DIGITS:
-            raise ValueError(f"num_images must be at most {_NUM_DIGITS} for digits, got {self.num_images}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        check_choice("demo set", self.name, DEMO_SETS)
+        if self.num_images is not None:
+            check_whole("num_images", self.num_images, 1, _NUM_DIGITS if self.name == "digits" else None)
+        check_whole("seed", self.seed, 0)
 
     @property
     def folder_name(self) -> str:

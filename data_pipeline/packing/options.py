@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from common.checks import check_whole
 from data_pipeline.packing.framing import Framing
 from data_pipeline.sources.source import Source
 from data_pipeline.storage.codec import Encoding
@@ -65,8 +66,7 @@ class PackOptions:
 
     def recipe(self, source: Source) -> Recipe:
         """The options with the source's own values filled in. ValueError."""
-        if self.samples_per_shard < 1:
-            raise ValueError(f"samples_per_shard must be at least 1, got {self.samples_per_shard}")
+        check_whole("samples_per_shard", self.samples_per_shard, 1)
         check_shard_name(self.shard_name(0))
         image_size = source.image_size if self.image_size is None else self.image_size
         if image_size is None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from common.checks import check_number, check_whole
 from common.files import sha256_of
 from data_pipeline.storage.address import first_line, scheme_of, shown_address
 from data_pipeline.storage.cache import is_of_this_disk
@@ -42,8 +43,10 @@ class FetchSettings:
     """Address of an S3-compatible service; AWS's own, or $AWS_ENDPOINT_URL, if not given"""
 
     def __post_init__(self) -> None:
-        if min(self.num_attempts, self.num_threads) < 1 or self.stall_seconds <= 0 or self.backoff_seconds < 0:
-            raise ValueError(f"fetch settings must be positive, got {self}")
+        check_whole("num_attempts", self.num_attempts, 1)
+        check_whole("num_threads", self.num_threads, 1)
+        check_number("stall_seconds", self.stall_seconds, above=0)
+        check_number("backoff_seconds", self.backoff_seconds, least=0)
 
 
 class Fetcher:

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common.checks import check, check_whole
+
 MANIFEST_NAME = "manifest.json"
 FORMAT_NAME = "rayddpm-shards"
 FORMAT_VERSION = 1
@@ -71,10 +73,8 @@ class Manifest:
         for mapping in (self.preprocessing, self.source):
             if not isinstance(mapping, Mapping):
                 raise ValueError(f"preprocessing and source must be mappings, got {mapping!r}")
-        if self.image_channels not in (1, 3):
-            raise ValueError(f"image_channels must be 1 or 3, got {self.image_channels}")
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        check(self.image_channels in (1, 3), "image_channels", self.image_channels, "1 or 3")
+        check_whole("image_size", self.image_size, 1)
         if not self.shards:
             raise ValueError("a data set needs at least one shard")
         if self.num_samples != sum(self.shard_sizes):

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from common.checks import check_whole
 from eval.cli.jobs import DEFAULT_PROTOCOL, check_run
 
 _DEFAULT_ALIASES = ["best"]
@@ -58,8 +59,7 @@ def import_reference(file: Path, storage: Path, *, num_images: int, protocol: st
     from eval.metrics.reference import ReferenceCache, reference_folder
     from eval.protocol import parse_protocol
 
-    if num_images < 2:
-        raise ValueError(f"num_images={num_images}: statistics are made of at least 2 images")
+    check_whole("num_images", num_images, 2)
     print(ReferenceCache(reference_folder(storage)).import_npz(file, parse_protocol(protocol), num_images).name)
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ class Heartbeat:
 
     def __init__(self, storage: Path):
         self._name = f"{socket.gethostname()}-{os.getpid()}"
-        self._path = _folder(storage) / f"{self._name}.json"
+        # Containers may share both.
+        self._path = _folder(storage) / f"{self._name}-{uuid.uuid4().hex[:8]}.json"
         self._lease: Lease | None = None
         self._said_idle = False
 

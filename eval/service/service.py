@@ -121,7 +121,11 @@ class Service:
 
     def jobs(self) -> list[Job]:
         """Every wanted evaluation of every run, done or not."""
-        return [job for run in self._runs() for job in jobs_of_run(run, self.protocols, self.selection)]
+        jobs: list[Job] = []
+        for run in self._runs():
+            with _apart(run):
+                jobs += jobs_of_run(run, self.protocols, self.selection)
+        return jobs
 
     def _pending(self, runs: Sequence[Path], wanted: Selection, newest_only: bool = False) -> list[Job]:
         """Due jobs: the first of each run, then the second of each, so that no run waits for another's backlog."""

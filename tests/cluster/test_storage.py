@@ -168,3 +168,27 @@ def test_what_is_renamed_is_committed_though_its_folder_cannot_be_flushed(
     assert verify(directory)["step"] == 1
     assert "may not survive a power cut: [Errno 24]" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_a_file_is_written_though_its_folder_cannot_be_flushed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From the rename on no file can be opened, nor the folder, which is done to flush it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    path = tmp_path / "x.json"
+    write_json_atomic(path, {"a": 1})
+
+    with pytest.MonkeyPatch.context() as patch:
+        rename = os.replace
+
+        def replace(source: Path, destination: Path) -> None:
+            rename(source, destination)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+
+        patch.setattr(os, "replace", replace)
+        try:
+            write_json_atomic(path, {"a": 2})
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert read_json(path) == {"a": 2}
+    assert "x.json is written, but may not survive a power cut: [Errno 24]" in caplog.text

@@ -37,7 +37,7 @@ def test_addresses_are_not_taken_for_local_folders(
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_the_door_counts_what_it_passed_over_and_takes_the_manifest_for_the_set(
+def test_the_command_counts_what_it_passed_over_and_takes_the_manifest_for_the_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_folder(tmp_path / "in", 3)
@@ -49,4 +49,4 @@ def test_the_door_counts_what_it_passed_over_and_takes_the_manifest_for_the_set(
     capsys.readouterr()
     for world_size in ("0", "-3"):
         assert main(["order", str(tmp_path / "out"), "--world-size", world_size]) == 2
-        assert "world_size must be at least 1" in capsys.readouterr().err
+        assert f"world_size is {world_size}: it must be at least 1" in capsys.readouterr().err

@@ -222,3 +222,10 @@ def test_a_result_of_another_checkpoint_is_not_this_ones(run, job):
     elsewhere = result_path(run, "step-00000100-bbbb", job.protocol)
     write_result(elsewhere, made_up_result(job))
     assert read_result(elsewhere) is None
+
+
+def test_results_come_in_the_order_of_their_steps_beyond_eight_digits(tmp_path):
+    run = make_run(tmp_path / "runs", steps=(20_000_000, 100_000_000, 3_000_000_000))
+    for job in jobs_of_run(run, [PROTOCOL], Selection()):
+        write_result(job.result_path, made_up_result(job, "done"))
+    assert [result["step"] for result in all_results(run)] == [20_000_000, 100_000_000, 3_000_000_000]

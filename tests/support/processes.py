@@ -1,13 +1,14 @@
 """Processes that may die, or start others: forked from a server that has imported torch, which saves seconds each."""
 
-import functools
 import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
-import torch.multiprocessing
+import torch
+
+from cluster import worker_processes
 
 Result = TypeVar("Result")
 
@@ -23,14 +24,13 @@ CONTEXT.set_forkserver_preload(
 def settle(environment: dict[str, str]) -> None:
     """In such a process: its environment, which would be the server's, one thread, and workers that are forked.
 
-    `launch_local` spawns its workers, as is right where a process has threads and devices, and each imports torch anew.
-    This process has just begun and has neither, so that they can be forked. Tests that start the command by itself
+    `launch_local` spawns its workers, and each imports torch anew. Tests that start the command by itself
     (`tests.support.trainer.command`) show the spawned ones.
     """
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
-    torch.multiprocessing.spawn = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
+    worker_processes.START_METHOD = "fork"
 
 
 def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:

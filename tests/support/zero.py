@@ -137,6 +137,9 @@ def _launch(orders: Path, num_workers: int, environment: dict[str, str]) -> None
     if num_workers == 1:
         _work(Worker(0, 1, torch.device("cpu")), str(orders))
     else:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed  # noqa: F401 (once, before the workers are forked)
+
         launch_local(_work, orders, Resources(num_workers, False, 1, 0, 60))
 
 

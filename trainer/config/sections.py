@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from common.checks import check_above_zero, check_at_least, check_fraction
+from common.checks import check_above_zero, check_at_least, check_fraction, check_whole
 
 MAX_GLOBAL_BATCH_SIZE = 2**24
 """The order of a step is worked out in arrays of 8 bytes per image: 128 MiB each at this size."""
@@ -127,8 +127,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         check_at_least("checkpoint", self, 1, "every_steps")
         check_at_least("checkpoint", self, 0, "keep_every_steps")
-        if self.keep_last < 2:
-            raise ValueError(f"checkpoint.keep_last {self.keep_last} must be at least 2: one may turn out damaged")
+        check_whole("checkpoint.keep_last", self.keep_last, 2, hint="one may turn out damaged")
 
 
 @dataclass(frozen=True)
@@ -185,10 +184,9 @@ class WorkersConfig:
 
     def __post_init__(self) -> None:
         timeouts = ("step_timeout_seconds", "collective_timeout_seconds", "resize_check_seconds")
-        check_at_least("workers", self, 1, "num_workers", "cpus_per_worker", *timeouts)
+        check_at_least("workers", self, 1, "num_workers", "cpus_per_worker")
         for name in timeouts:
-            if getattr(self, name) > MAX_SECONDS:
-                raise ValueError(f"workers.{name} {getattr(self, name)} must be at most {MAX_SECONDS} (10^9, 31 years)")
+            check_whole(f"workers.{name}", getattr(self, name), 1, MAX_SECONDS)
         check_at_least("workers", self, -1, "max_failures")
         if self.compile and self.strategy == "zero3":
             raise ValueError(

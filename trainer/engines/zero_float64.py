@@ -22,9 +22,11 @@ def float64_masters(deepspeed: ModuleType) -> Iterator[None]:
     """An engine made inside keeps masters, gradients and messages in float64. It needs ZERO_SETTINGS."""
     engine = deepspeed.runtime.engine.DeepSpeedEngine
     optimizer = deepspeed.runtime.base_optimizer.ZeROOptimizer
+    partitioner = deepspeed.runtime.zero.partition_parameters.Init
     with (
         patch.object(engine, "get_data_types", lambda self: (torch.float64, torch.float64)),
         patch.object(engine, "communication_data_type", torch.float64),
+        patch.object(partitioner, "_set_dtype", _allow),
         patch.object(optimizer, "_configure_master_weights", _configure(optimizer._configure_master_weights)),
     ):
         yield
@@ -42,6 +44,11 @@ def float64_norm(zero: Any) -> None:
         return square.sqrt()
 
     zero.get_grad_norm_direct = norm
+
+
+def _allow(self: Any, *_: object) -> None:
+    """The dtype of weights that are made inside of a stage 3 context, which ours are not; it may not be float64."""
+    self.dtype = torch.float32
 
 
 def _configure(original: Any) -> Any:

@@ -1,8 +1,6 @@
-import fcntl
 import math
 import shutil
 import socket
-import threading
 from pathlib import Path
 
 import pytest
@@ -13,21 +11,7 @@ from cluster.tracking.background import BackgroundUploader
 from cluster.tracking.spool import Spool, read_metrics
 from cluster.tracking.uploader import Uploader, UploadError, default_tracking_uri
 from common.files import read_json, write_json_atomic
-
-
-@pytest.fixture
-def run_directory(tmp_path: Path, mlflow_database: Path) -> Path:
-    directory = tmp_path / "storage" / "some-run"
-    directory.mkdir(parents=True)
-    shutil.copy(mlflow_database, directory.parent)
-    describe(directory, default_tracking_uri(directory.parent))
-    return directory
-
-
-def describe(directory: Path, uri: str, experiment: str = "tests") -> None:
-    write_json_atomic(
-        directory / "run.json", {"run": "some-run", "uid": "u1", "tracking_uri": uri, "experiment": experiment}
-    )
+from tests.support.tracking import describe
 
 
 def blocked_uri(folder: Path) -> str:
@@ -210,55 +194,6 @@ def test_uploading_to_an_mlflow_that_is_away_is_one_line(
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if not line.startswith("error: MLflow did not take all of")] == []
     assert len(said) == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (TimeoutError(), "TimeoutError"),
-        (OSError("http://me:secret@host/api is away\nand more"), "http://***@host/api is away"),
-    ],
-)
-def test_an_error_is_one_line_without_a_password(
-    run_directory: Path, caplog: pytest.LogCaptureFixture, error: Exception, said: str
-) -> None:
-    def fail(moment: str) -> None:
-        raise error
-
-    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
-    with BackgroundUploader(run_directory, faults=fail):  # type: ignore[arg-type]
-        pass
-    assert f"MLflow upload will be tried again: {said}" in caplog.messages
-    assert "secret" not in caplog.text
-
-
-@pytest.mark.parametrize("ends", [True, False])
-def test_a_run_that_ends_waits_for_whoever_is_sending(
-    run_directory: Path, ends: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
-    with open(run_directory / "spool" / "upload.lock", "w") as evaluator:
-        fcntl.flock(evaluator, fcntl.LOCK_EX)
-        release = threading.Timer(0.3, lambda: fcntl.flock(evaluator, fcntl.LOCK_UN))
-        if ends:
-            release.start()
-        with BackgroundUploader(run_directory, closing_seconds=30 if ends else 0.2):
-            pass
-        release.cancel()
-    assert Uploader(run_directory).pending() is not ends
-    assert ("another process is still sending" in caplog.text) is not ends
-
-
-def test_an_mlflow_that_does_not_answer_does_not_keep_a_run_from_ending(
-    run_directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A database that is away: MLflow itself tries for more than a minute and a half, and cannot be interrupted."""
-    describe(run_directory, f"sqlite:///{tmp_path}")  # a folder cannot be opened as a database
-    Spool(run_directory, "train").metrics({"train/loss": 0.5}, 10)
-    with BackgroundUploader(run_directory, closing_seconds=0.1) as uploader:
-        pass
-    assert uploader._thread.is_alive()
-    assert "MLflow does not answer, and is not waited for; the rest stays in the spool" in caplog.text
 
 
 def test_a_deleted_experiment_is_restored_and_the_log_says_so(

@@ -137,6 +137,17 @@ def test_one_broken_run_stops_neither_evaluations_nor_reports(tmp_path, caplog):
     assert sum("bad" in message for message in caplog.messages) == 1
 
 
+def test_every_wanted_evaluation_is_named_but_those_of_a_run_that_cannot_be_read(tmp_path, caplog):
+    """A folder stands where the run's checkpoints belong to a link that leads round in a circle, as on a broken mount."""
+    storage = tmp_path / "runs"
+    run = make_run(storage, steps=(100,))
+    shutil.copytree(run, storage / "broken")
+    shutil.rmtree(storage / "broken" / "checkpoints")
+    (storage / "broken" / "checkpoints").symlink_to(storage / "broken" / "checkpoints")
+    jobs = service(storage).jobs()
+    assert [(job.run_directory.name, job.step) for job in jobs] == [("run-a", 100)]
+
+
 def test_a_kill_after_the_result_is_made_good_by_the_next_evaluator(tmp_path):
     run = make_run(tmp_path / "runs", steps=(100,))
     [job] = jobs_of_run(run, [PROTOCOL], Selection())

@@ -107,6 +107,19 @@ def test_an_evaluator_is_alive_however_long_it_pauses(tmp_path, monkeypatch):
     assert living_evaluators(storage) == []
 
 
+def test_two_evaluators_of_one_hosts_name_and_pid_are_two(tmp_path):
+    """As in two containers, where the only process is the first."""
+    storage = tmp_path / "runs"
+    storage.mkdir()
+    first, second = Heartbeat(storage), Heartbeat(storage)
+    for evaluator in (first, second):
+        evaluator.write(None)
+    assert len(living_evaluators(storage)) == 2
+    first.remove()
+    assert len(living_evaluators(storage)) == 1
+    second.remove()
+
+
 def test_final_failures_and_skips_are_on_the_page(tmp_path):
     storage = tmp_path / "runs"
     make_run(storage, steps=(1000, 2000))

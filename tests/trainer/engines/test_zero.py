@@ -96,7 +96,7 @@ def assert_equal_states(jobs: Jobs, one: str, other: str) -> None:
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@cases([(3, ""), (2, "-passes")], others=[(1, ""), (1, "-passes"), (2, ""), (3, "-passes")])
+@cases([(2, "-passes")], others=[(1, ""), (1, "-passes"), (2, ""), (3, ""), (3, "-passes")])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_any_engine_on_any_number_of_workers_trains_the_same_run(
     jobs: Jobs, strategy: str, world_size: int, variant: str
@@ -108,7 +108,7 @@ def test_any_engine_on_any_number_of_workers_trains_the_same_run(
     assert_same_states(jobs, "ddp-1", f"{strategy}-{world_size}{variant}")
 
 
-@cases([(3, "")], others=[(1, "-passes"), (2, ""), (2, "-passes"), (3, "-passes")])
+@cases([(3, "-passes")], others=[(1, "-passes"), (2, ""), (2, "-passes"), (3, "")])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_in_float64_only_the_order_of_sums_is_left(jobs: Jobs, strategy: str, world_size: int, variant: str) -> None:
     name = f"{strategy}-{world_size}{variant}-float64"
