@@ -11,8 +11,8 @@ from tests.support.trainer import final_weights, tiny_config, train_locally
 from trainer.config.config import Config, semantics
 
 pytestmark = pytest.mark.heavy
-GLOBAL = {"max_grad_norm": 0.5}
-SLICES = {"clip_scope": "slice", "clip_slice_images": 2, "max_grad_norm": 0.5}
+GLOBAL: dict[str, object] = {"max_grad_norm": 0.5}
+SLICES: dict[str, object] = {"clip_scope": "slice", "clip_slice_images": 2, "max_grad_norm": 0.5}
 
 
 def exact_config(
