@@ -52,6 +52,7 @@ def commit_directory(
                 "sha256": sha256_of_file(path),
             }
         write_json_atomic(temporary / COMPLETE, {**(record or {}), "files": files})
+        fsync(temporary)  # here, before it is committed, a failure can still be one
         reached("before_rename")
         os.rename(temporary, destination)
     except BaseException:

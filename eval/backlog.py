@@ -73,19 +73,57 @@ def find_runs(storage: Path, name: str | None = None) -> list[Path]:
 
     One whose run.json cannot be used is left out, with one warning.
     """
-    found = storage.glob(f"*/{RUN}") if name is None else [storage / name / RUN]
-    runs = []
-    for path in sorted(path for path in found if path.is_file()):
-        try:
-            read_run(path.parent)
-            runs.append(path.parent)
-        except (OSError, ValueError) as error:
-            warn_once(str(error))
-    return runs
+    found = _folders(storage) if name is None else [storage / name]
+    return sorted(run for run in found if _is_run(run))
+
+
+def newest_runs(storage: Path, most: int) -> tuple[list[Path], list[Path]]:
+    """The runs whose run.json is newest, newest first, at most so many; and the folders behind them, which may be runs:
+    of those no file is opened, so that a page costs the same however many there are."""
+    ages = {run: age for run in _folders(storage) if (age := _modified_seconds(run / RUN)) is not None}
+    waiting = sorted(ages, key=lambda run: (ages[run], run.name))
+    newest: list[Path] = []
+    while waiting and len(newest) < most:
+        if _is_run(run := waiting.pop()):
+            newest.append(run)
+    return newest, waiting[::-1]
+
+
+def _folders(storage: Path) -> list[Path]:
+    return list(storage.iterdir()) if storage.is_dir() else []
+
+
+def _modified_seconds(path: Path) -> float | None:
+    """Unix time of a file's last change; None if it is not there. One that cannot be looked at counts as the oldest."""
+    try:
+        return path.stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        return 0.0
+
+
+def _is_run(directory: Path) -> bool:
+    """Whether there is a run.json that can be used; if there is one that cannot, that is said once."""
+    try:
+        read_run(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        warn_once(f"{directory / RUN} cannot be read: {error}")
+        return False
+    except ValueError as error:
+        warn_once(str(error))
+        return False
+    return True
 
 
 def is_finished(run_directory: Path) -> bool:
-    return (run_directory / FINISHED).exists()
+    """False also if that cannot be seen now."""
+    try:
+        return (run_directory / FINISHED).exists()
+    except OSError:
+        return False
 
 
 def checkpoints_of(run_directory: Path) -> list[tuple[int, Path]]:

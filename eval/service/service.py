@@ -103,8 +103,9 @@ class Service:
         if not self.stop.is_set():
             from eval.reports.scheduled import write_scheduled_reports  # matplotlib: not before it is needed
 
-            for path in write_scheduled_reports(self.storage, runs):
-                _log.info("wrote %s", path)
+            with _apart(self.storage):
+                for path in write_scheduled_reports(self.storage, runs):
+                    _log.info("wrote %s", path)
             for run in runs:
                 self.runner.upload(run)
 
@@ -120,7 +121,7 @@ class Service:
         return list({job.result_path: job for job in (*requested, *waiting)}.values())
 
     def jobs(self) -> list[Job]:
-        """Every wanted evaluation of every run, done or not."""
+        """Every wanted evaluation of every run that can be read, done or not."""
         jobs: list[Job] = []
         for run in self._runs():
             with _apart(run):
@@ -151,7 +152,9 @@ class Service:
         if result is None:
             return False
         self.num_without_number += result["status"] in (BLOCKED, FAILED)
-        _log.info("%s", describe_result(job, result, "tried again later" if self._polls else _NEXT_START))
+        _log.info(
+            "%s", describe_result(job, result, "tried again while this evaluator runs" if self._polls else _NEXT_START)
+        )
         return True
 
     def _show(self, job: Job | None) -> None:
@@ -171,9 +174,10 @@ class Service:
 
     def _say_what_is_left(self) -> None:
         for job in self.jobs():
-            result = read_result(job.result_path) or {"status": "missing"}
-            if result["status"] != DONE:
-                _log.warning("%s", describe_result(job, result, _NEXT_START))
+            with _apart(job.run_directory):
+                result = read_result(job.result_path) or {"status": "missing"}
+                if result["status"] != DONE:
+                    _log.warning("%s", describe_result(job, result, _NEXT_START))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ requests become files that the evaluator finds, so the page may be restarted, or
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel
 
 from cluster.lease import is_held
-from eval.backlog import Selection, find_runs, is_finished, jobs_of_run, warn_once
+from cluster.run_directory import EVALUATIONS, RUN
+from eval.backlog import Selection, is_finished, jobs_of_run, newest_runs, warn_once
 from eval.protocol import Protocol
 from eval.reports.scheduled import report_files
 from eval.results import DONE, is_final, read_result
 from eval.service.heartbeat import living_evaluators
 from eval.service.requests import request_evaluation, requested_jobs
-from eval.web.page_data import dashboard, render_runs, render_shell
+from eval.web.page_data import MAX_RUNS, dashboard, render_runs, render_shell
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
+_LINKED = re.compile(r"(?:([^/]+)/)?(?:reports/[^/]+\.html|(?<=/)evals/[^/]+/[^/]+\.grid\.png)")
 _FILE_HEADERS = {"Content-Security-Policy": "sandbox", "X-Content-Type-Options": "nosniff"}
 
 
@@ -56,20 +59,18 @@ def _add_pages(app: FastAPI, storage: Path, protocols: Sequence[Protocol], selec
 
     @app.get("/files/{place:path}")
     def file(place: str) -> FileResponse:
-        # Only what the page links to: no path from outside is ever joined to the folder.
-        allowed = {str(path.relative_to(storage)): path for path in _linked_files(storage)}
-        if place not in allowed:
+        if (path := linked_file(storage, place)) is None:
             raise HTTPException(404, f"{place} is not a grid or report of this storage")
         # Scripts in a file, whoever put it there, do not run with the rights of this page.
-        return FileResponse(allowed[place], headers=_FILE_HEADERS)
+        return FileResponse(path, headers=_FILE_HEADERS)
 
 
 def _add_api(app: FastAPI, storage: Path, protocols: Sequence[Protocol], selection: Selection) -> None:
     """The queue as JSON, requests, and whether an evaluator is alive."""
 
     @app.get("/api/status")
-    def status() -> dict[str, Any]:
-        found = read_status(storage, protocols, selection)
+    def status(run: str | None = None) -> dict[str, Any]:
+        found = read_status(storage, protocols, selection, run)
         # Without what changes by itself: the page redraws only when there is news.
         news = {key: value for key, value in found.items() if key != "evaluators"}
         doing = [evaluator["doing"] for evaluator in found["evaluators"]]
@@ -101,9 +102,15 @@ def _refuse_other_sites(request: Request) -> None:
         raise HTTPException(403, f"{origin} may not ask for evaluations")
 
 
-def read_status(storage: Path, protocols: Sequence[Protocol], selection: Selection) -> dict[str, Any]:
-    """The queue as JSON: evaluators, and for each run the state of every wanted evaluation."""
-    runs = find_runs(storage)
+def read_status(
+    storage: Path, protocols: Sequence[Protocol], selection: Selection, run_name: str | None = None
+) -> dict[str, Any]:
+    """The queue as JSON: evaluators, and the state of every wanted evaluation of the runs that the page draws.
+
+    run_name: of this run alone, which may be an older one.
+    """
+    shown, older = newest_runs(storage, MAX_RUNS)
+    runs = sorted(shown if run_name is None else (run for run in (*shown, *older) if run.name == run_name))
     asked_for = requested_jobs(storage)
     requested = {job.result_path for job in asked_for}
     return {
@@ -124,7 +131,7 @@ def _queue(
     except (OSError, ValueError, KeyError, TypeError) as error:
         warn_once(f"{run} is not shown: {type(error).__name__}: {error}")
         return None
-    num_results = len(list((run / "evals").glob("*/*.json")))
+    num_results = len(list((run / EVALUATIONS).glob("*/*.json")))
     return {"run": run.name, "finished": is_finished(run), "queue": queue, "num_results": num_results}
 
 
@@ -143,8 +150,14 @@ def _state(job: Any, requested: bool) -> dict[str, Any]:
     }
 
 
-def _linked_files(storage: Path) -> list[Path]:
-    """Reports and grids that lie in the storage folder; not what a link there points to elsewhere."""
-    runs = find_runs(storage)
-    found = [*report_files(storage, runs), *(path for run in runs for path in run.glob("evals/*/*.grid.png"))]
-    return [path for path in found if path.resolve().is_relative_to(storage.resolve())]
+def linked_file(storage: Path, place: str) -> Path | None:
+    """The grid or report that the page calls `place`; None for any other name, and for a link to elsewhere."""
+    found = _LINKED.fullmatch(place)
+    if found is None or ".." in place.split("/") or "\0" in place:
+        return None
+    try:
+        path = (storage / place).resolve()
+        is_ours = path.is_relative_to(storage.resolve()) and path.is_file()
+        return path if is_ours and (found[1] is None or (storage / found[1] / RUN).is_file()) else None
+    except (OSError, RuntimeError):  # cannot be read, or links in a circle
+        return None

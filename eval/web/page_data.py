@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from eval.backlog import Selection, checkpoints_of, find_runs, warn_once
+from eval.backlog import Selection, checkpoints_of, newest_runs, warn_once
 from eval.protocol import Protocol
 from eval.reports.curves import COLOURS, format_value
 from eval.reports.report import protocol_charts, summarise
@@ -23,10 +23,9 @@ _MAX_SETTLED = 20
 
 def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection) -> dict[str, Any]:
     """Everything the page shows, newest run first."""
-    directories = find_runs(storage)
-    directories.sort(key=lambda run: (run / "run.json").stat().st_mtime, reverse=True)
+    directories, older = newest_runs(storage, MAX_RUNS)
     runs = []
-    for place, directory in enumerate(directories[:MAX_RUNS]):
+    for place, directory in enumerate(directories):
         try:
             run = collect_run(directory)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -56,7 +55,7 @@ def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection
     reports = [str(path.relative_to(storage)) for path in report_files(storage, directories)]
     return {
         "runs": runs,
-        "older_runs": [directory.name for directory in directories[MAX_RUNS:]],
+        "older_runs": [directory.name for directory in older],
         "reports": reports,
         "every_steps": selection.every_steps,
     }

@@ -13,9 +13,9 @@ from eval.reports.curves import distance_chart
 from eval.reports.report import write_report
 from eval.results import all_results, grid_path, read_result, result_path, write_result
 from eval.service.requests import request_evaluation, requested_jobs
-from eval.web.app import _linked_files, read_status
+from eval.web.app import linked_file, read_status
 from eval.web.page_data import MAX_RUNS, dashboard, render_runs
-from tests.support.evaluation import made_up_result, make_run
+from tests.support.evaluation import made_up_result, make_checkpoint, make_run
 
 PROTOCOL = parse_protocol("fd_efficientnet_lite0_16")
 
@@ -124,6 +124,8 @@ def test_a_runs_name_is_text_in_every_page(tmp_path, name):
     for run in runs:
         for job in jobs_of_run(run, [PROTOCOL], Selection()):
             write_result(job.result_path, made_up_result(job, reason=name, warnings=[name]))
+    (runs[0] / "reports").mkdir()
+    (runs[0] / "reports" / f"{name}.html").write_text("")
     data = write_report(runs, tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text() + render_runs(dashboard(tmp_path / "runs", [PROTOCOL], Selection()))
     assert len(data["runs"]) == 2
@@ -146,10 +148,44 @@ def test_the_page_serves_nothing_that_a_link_points_to_elsewhere(run, job, tmp_p
     grid.symlink_to(secret)
     (run / "reports").mkdir()
     (run / "reports" / "20260101-000000.html").symlink_to(secret)
-    assert _linked_files(run.parent) == []
+    names = [str(path.relative_to(run.parent)) for path in (grid, run / "reports" / "20260101-000000.html")]
+    assert [linked_file(run.parent, name) for name in names] == [None, None]
     grid.unlink()
     grid.write_bytes(b"")
-    assert _linked_files(run.parent) == [grid]
+    assert linked_file(run.parent, names[0]) == grid.resolve()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "../secret.html",
+        "reports/../../secret.html",
+        "run-a/evals/../../../secret.grid.png",
+        "run-a/evals/step-00000100-aaaa/../../../../secret.grid.png",
+        "../reports/secret.html",
+        "no-run/reports/secret.html",
+        "run-a/run.json",
+        "run-a/reports/sub/secret.html",
+        "run-a/reports/secret.json",
+        "/etc/reports/secret.html",
+        "",
+        "..",
+        "run-a/reports/\0.html",
+        f"run-a/reports/{'x' * 5000}.html",
+        "run-a/reports/folder.html",
+        "run-a/reports/circle.html",
+    ],
+)
+def test_the_page_serves_nothing_but_reports_and_grids(run, tmp_path, place):
+    for folder in (tmp_path, tmp_path / "reports", run / "reports" / "sub", run.parent / "no-run" / "reports"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("secret.html", "secret.json", "secret.grid.png"):
+            (folder / name).write_text("secret")
+    (run / "reports" / "folder.html").mkdir()
+    (run / "reports" / "circle.html").symlink_to(run / "reports" / "circle.html")
+    (run / "reports" / "known.html").write_text("")
+    assert linked_file(run.parent, place) is None
+    assert linked_file(run.parent, "run-a/reports/known.html") == (run / "reports" / "known.html").resolve()
 
 
 def test_one_run_that_cannot_be_read_takes_no_other_off_the_page(run):
@@ -225,7 +261,9 @@ def test_a_result_of_another_checkpoint_is_not_this_ones(run, job):
 
 
 def test_results_come_in_the_order_of_their_steps_beyond_eight_digits(tmp_path):
-    run = make_run(tmp_path / "runs", steps=(20_000_000, 100_000_000, 3_000_000_000))
+    run = make_run(tmp_path / "runs", steps=(1,))
+    for step in (20_000_000, 100_000_000, 3_000_000_000):
+        make_checkpoint(run, step)
     for job in jobs_of_run(run, [PROTOCOL], Selection()):
         write_result(job.result_path, made_up_result(job, "done"))
-    assert [result["step"] for result in all_results(run)] == [20_000_000, 100_000_000, 3_000_000_000]
+    assert [result["step"] for result in all_results(run)] == [1, 20_000_000, 100_000_000, 3_000_000_000]

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +89,6 @@ def test_an_mlflow_server_may_be_away_at_the_start_in_the_middle_and_at_the_end(
         killed, sent = step_of(directory), acknowledged.read_text()
         server.kill()
         wait_for(lambda: step_of(directory) >= killed + 30)
-        back = step_of(directory)
         server.start()
         wait_for(lambda: acknowledged.read_text() != sent)
         server.kill()
@@ -106,11 +104,6 @@ def test_an_mlflow_server_may_be_away_at_the_start_in_the_middle_and_at_the_end(
         assert uploaded.stdout.startswith(expected)
     assert assert_in_mlflow_once(directory, server.uri, step_of(directory)) == "KILLED"
     server.kill()
-    seconds = {step: value for step, value, _ in read_metrics(directory)["train/step_seconds"]}
-    with_server = statistics.median(seconds[step] for step in range(arrived + 1, killed + 1))
-    without = statistics.median(seconds[step] for step in range(killed + 1, back + 1))
-    # A step that waited for the server would take the 2 s of one retry, 20 times as long as one that does not.
-    assert without < 5 * with_server
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

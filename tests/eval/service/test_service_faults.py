@@ -1,5 +1,6 @@
 """The service with several runs, schedules, deletions, outages: none waits for ever, nothing goes unrecorded."""
 
+import errno
 import json
 import shutil
 import threading
@@ -14,12 +15,13 @@ from cluster.tracking.uploader import Uploader
 from common.files import write_json_atomic
 from eval.backlog import Selection, jobs_of_run
 from eval.protocol import parse_protocol
-from eval.results import all_results
+from eval.results import all_results, write_result
 from eval.service.runner import Runner
 from eval.service.service import Service
 from eval.service.uploads import LateUploads
 from eval.settings import EvaluationSettings
-from tests.support.evaluation import make_checkpoint, make_run
+from tests.support.evaluation import made_up_result, make_checkpoint, make_run
+from tests.support.stalls import failing_to_open, in_child
 
 SETTINGS = EvaluationSettings(device="cpu", num_threads=1, num_bootstrap=0)
 PROTOCOL = parse_protocol("bits_per_dim_2")  # no feature network: done in a moment
@@ -138,7 +140,7 @@ def test_one_broken_run_stops_neither_evaluations_nor_reports(tmp_path, caplog):
 
 
 def test_every_wanted_evaluation_is_named_but_those_of_a_run_that_cannot_be_read(tmp_path, caplog):
-    """A folder stands where the run's checkpoints belong to a link that leads round in a circle, as on a broken mount."""
+    """Where its checkpoints belong is a link that leads round in a circle, as on a broken mount."""
     storage = tmp_path / "runs"
     run = make_run(storage, steps=(100,))
     shutil.copytree(run, storage / "broken")
@@ -146,6 +148,23 @@ def test_every_wanted_evaluation_is_named_but_those_of_a_run_that_cannot_be_read
     (storage / "broken" / "checkpoints").symlink_to(storage / "broken" / "checkpoints")
     jobs = service(storage).jobs()
     assert [(job.run_directory.name, job.step) for job in jobs] == [("run-a", 100)]
+
+
+def test_files_that_cannot_be_read_end_no_service_and_are_named_once(tmp_path, caplog):
+    """EIO at one run's run.json, and at another's result."""
+    storage = tmp_path / "runs"
+    good, _, other = (make_run(storage, name, steps=(100,)) for name in ("good", "no-config", "no-result"))
+    [job] = jobs_of_run(other, [PROTOCOL], Selection())
+    write_result(job.result_path, made_up_result(job, "blocked", reason="weights: none"))
+
+    def serve() -> bool:
+        for path in (storage / "no-config" / "run.json", job.result_path):
+            failing_to_open(path, errno.EIO, times=10**6)
+        service(storage).run(until_finished=True)
+        said = [sum(name in message for message in caplog.messages) for name in ("no-config", "no-result")]
+        return outcomes(good) == {100: "done"} and said == [1, 1]
+
+    assert in_child(serve)
 
 
 def test_a_kill_after_the_result_is_made_good_by_the_next_evaluator(tmp_path):
