@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster import local
+from cluster.run_directory import RUN
 from common.command_line import CommandLine, run
 
 
@@ -40,7 +41,7 @@ def upload(run_directory: Path) -> None:
     """
     from cluster.tracking.uploader import Uploader, UploadError
 
-    if not (run_directory / "run.json").exists():
+    if not (run_directory / RUN).exists():
         raise FileNotFoundError(f"{run_directory} holds no run.json: give a run's own folder")
     try:
         num_sent = Uploader(run_directory).drain(wait_seconds=10.0)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from cluster import local
 from cluster.progress import ProgressBar
-from cluster.run_directory import complete_checkpoints
+from cluster.run_directory import RUN, complete_checkpoints
 from cluster.submit import Jobs
 from common.code import command
 from common.files import read_json
@@ -71,7 +71,7 @@ def _run_demo(subject: Literal["digits", "faces"], folder: Path, options: Sequen
     print(f"  report   {report}")
     print(f"  samples  {samples}")
     print(f"  run      {run_directory}")
-    uri = read_json(run_directory / "run.json")["tracking_uri"]
+    uri = read_json(run_directory / RUN)["tracking_uri"]
     print(f"  MLflow   {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}")
 
 
@@ -95,7 +95,7 @@ def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, run_directory: Pat
     training = jobs.submit(train)
     evaluation = jobs.submit(evaluate)
     try:
-        _wait_until(lambda: (run_directory / "run.json").exists() or jobs.ended(training), _START_SECONDS)
+        _wait_until(lambda: (run_directory / RUN).exists() or jobs.ended(training), _START_SECONDS)
         _require(not jobs.ended(training) or jobs.succeeded(training), jobs, training)
         with ProgressBar(run_directory):
             _wait_until(lambda: jobs.ended(training))

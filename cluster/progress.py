@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any, TextIO
 
+from cluster.run_directory import RUN, SPOOL, newest_step
 from cluster.tracking.spool import read_events
 from common.files import read_json, temporary_name
 from common.progress import Progress, showing
@@ -52,11 +53,12 @@ class ProgressBar:
 
     def __init__(self, run_directory: Path, stream: TextIO | None = None, line_seconds: float = 10.0):
         self._directory, self._stream, self._line_seconds = run_directory, stream or sys.stdout, line_seconds
-        self._path = run_directory / "spool" / "train.jsonl"
+        self._path = run_directory / SPOOL / "train.jsonl"
         self._offset = self._path.stat().st_size if self._path.exists() else 0
         self._old = read_progress(run_directory)
-        self._progress = Progress("step", int(read_json(run_directory / "run.json")["num_steps"]))
+        self._progress = Progress("step", int(read_json(run_directory / RUN)["num_steps"]))
         self._progress.notes, self._progress.estimates = ("starting",), False
+        self._progress.done = newest_step(run_directory)  # a resumed run goes on from there
         self._values: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress-files", daemon=True)

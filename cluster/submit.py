@@ -5,6 +5,7 @@ import logging
 import os
 import time
 import uuid
+from typing import Any
 
 from cluster.fault import VARIABLE as FAULT_VARIABLE
 from cluster.local import client_environment
@@ -12,6 +13,7 @@ from common.code import copied_packages, git_commit
 from common.interrupt import Interrupted
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_START_SECONDS = 120
 _STOP_SECONDS = 60
 """How long a job may take to end in good order, with a checkpoint, before it is killed."""
 
@@ -44,10 +46,21 @@ class Jobs:
         try:
             with copied_packages() as folder:
                 runtime_env = {"working_dir": str(folder), "env_vars": variables}
-                return self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, submission_id=job_id)
+                return self._send(entrypoint=entrypoint, runtime_env=runtime_env, submission_id=job_id)
         except KeyboardInterrupt:
             self.stop(job_id)  # it may have begun
             raise
+
+    def _send(self, **job: Any) -> str:
+        """Tried again while a cluster that has just come up has no agent for jobs yet. Raises RuntimeError."""
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return self._client.submit_job(**job)
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
 
     def ended(self, job_id: str) -> bool:
         return self._client.get_job_status(job_id) in _ENDED

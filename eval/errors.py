@@ -13,7 +13,8 @@ NOT_FINITE = "the network gives values that are not finite"
 class BlockedError(RuntimeError):
     """The evaluation cannot run here and now (weights missing or damaged, disk full), and says what to do.
 
-    It is tried again later. Training never notices, and no substitute number is written.
+    An evaluator that keeps running tries it again; `eval run` and `serve --once` do when given again.
+    Training never notices, and no substitute number is written.
     """
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
+from cluster.run_directory import CHECKPOINTS, RUN, SPOOL
 from cluster.tracking.uploader import Uploader, UploadError
 from common.files import read_json
 from common.redaction import redacted
@@ -38,7 +39,7 @@ def register(run_directory: Path, result: Mapping[str, Any], model_name: str, al
     tags. Registering the same checkpoint again moves the aliases and adds no version. Raises FileNotFoundError if the
     checkpoint is gone, ValueError if MLflow is away or refuses.
     """
-    checkpoint = run_directory / "checkpoints" / result["checkpoint"]
+    checkpoint = run_directory / CHECKPOINTS / result["checkpoint"]
     if not (checkpoint / SNAPSHOT_FILES[0]).is_file():
         raise FileNotFoundError(f"{checkpoint} is gone; evaluate a checkpoint that is kept, or raise keep_every_steps")
     from mlflow.exceptions import MlflowException
@@ -48,7 +49,7 @@ def register(run_directory: Path, result: Mapping[str, Any], model_name: str, al
         return _register(run_directory, checkpoint, result, model_name, aliases)
     except (MlflowException, UploadError) as error:
         reason = str(error).strip().partition("\n")[0]
-        uri = read_json(run_directory / "run.json")["tracking_uri"]
+        uri = read_json(run_directory / RUN)["tracking_uri"]
         raise ValueError(redacted(f"MLflow at {uri}: {reason}")) from error
 
 
@@ -58,8 +59,8 @@ def _register(
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(read_json(run_directory / "run.json")["tracking_uri"])
-    run_id = read_json(run_directory / "spool" / "mlflow.json")["run_id"]
+    client = MlflowClient(read_json(run_directory / RUN)["tracking_uri"])
+    run_id = read_json(run_directory / SPOOL / "mlflow.json")["run_id"]
     try:
         client.create_registered_model(model_name)
     except MlflowException as error:

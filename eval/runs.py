@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from cluster.run_directory import RUN
 from common.files import read_json
 from data_pipeline.paths import resolve_path
 from data_pipeline.storage.shards import Dataset, open_dataset, reading_options
@@ -11,7 +12,7 @@ from eval.errors import BlockedError
 
 def read_run(run_directory: Path) -> dict[str, Any]:
     """The run's run.json. Raises ValueError if it is damaged, FileNotFoundError if there is none."""
-    path = run_directory / "run.json"
+    path = run_directory / RUN
     try:
         run = read_json(path)
     except ValueError as error:

@@ -15,15 +15,16 @@ from cluster.launch import LaunchError, Resources, in_torchrun, launch_local
 from cluster.lease import Lease, LostLeaseError
 from cluster.progress import ProgressBar, progress_path, write_progress
 from cluster.ray_train import launch_ray
-from cluster.run_directory import newest_step
+from cluster.run_directory import FINISHED, newest_step
 from cluster.tracking.background import BackgroundUploader
 from cluster.tracking.uploader import Uploader
 from common.files import read_json
 from common.interrupt import INTERRUPTED, Interrupted, sigterm_interrupts
 from common.progress import log_format
 from trainer.config.config import Launcher, WorkersConfig
-from trainer.config.options import parse
-from trainer.config.plan import Plan, plan, summary
+from trainer.config.cost import check_cpu_hours
+from trainer.config.options import Options, parse
+from trainer.config.plan import Plan, follow_data, on_other_machines, plan, summary
 from trainer.hooks.stop import request_checkpoint, signals_stop, stop_path, stop_signalled
 from trainer.run import close_run, is_finished, open_run, run_lease
 from trainer.summary import at_the_end, at_the_start
@@ -54,10 +55,12 @@ def main(arguments: list[str]) -> int:
 def _train(arguments: list[str]) -> int:
     """Raises Interrupted, and ValueError and OSError for what a user can mend."""
     options = parse(arguments)
+    config = follow_data(options.config, options.given)
     if options.dry_run:
-        print(json.dumps(summary(options.config), indent=2))
+        print(json.dumps(summary(config), indent=2))
         return 0
-    planned = plan(options.config, options.preset, options.launcher)
+    planned = plan(config, options.preset, options.launcher)
+    _check_length(planned, options)
     if options.launcher == "local" and in_torchrun() and int(os.environ["RANK"]) > 0:
         return _follow(planned)
     with run_lease(planned.directory) as lease:
@@ -66,9 +69,16 @@ def _train(arguments: list[str]) -> int:
         if unfinished:
             print(at_the_start(planned, options.launcher), flush=True)
             return _run(planned, options.launcher, replace(lease))
-    reached = read_json(planned.directory / "FINISHED.json")["step"]
+    reached = read_json(planned.directory / FINISHED)["step"]
     print(f"finished already at step {reached}; raise --train.num_steps above that to train on")
     return 0
+
+
+def _check_length(planned: Plan, options: Options) -> None:
+    """Weeks on this machine's CPU are what few users mean."""
+    workers, left = planned.config.workers, planned.config.train.num_steps - newest_step(planned.directory)
+    if not (workers.use_gpu or options.allow_long_cpu_run or on_other_machines(options.launcher)):
+        check_cpu_hours(planned.config, left)
 
 
 def _follow(planned: Plan) -> int:

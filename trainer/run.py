@@ -13,7 +13,7 @@ import torch
 
 from cluster.fault import requested
 from cluster.lease import Lease, holding
-from cluster.run_directory import FINISHED, LEASE, RUN, newest_step
+from cluster.run_directory import FINISHED, LEASE, RUN, SPOOL, newest_step
 from cluster.tracking.copies import own_uid
 from cluster.tracking.spool import Spool
 from common.code import git_commit, installed_versions
@@ -55,7 +55,7 @@ def open_run(plan: Plan, lease: Lease, force_changes: bool = False) -> bool:
     (plan.directory / FINISHED).unlink(missing_ok=True)
     if previous is not None and run["uid"] != previous["uid"]:
         _log.warning("%s is a copy: it gets an MLflow run of its own, with all points of the original", plan.directory)
-        (plan.directory / "spool" / "mlflow.json").unlink(missing_ok=True)  # names the original's
+        (plan.directory / SPOOL / "mlflow.json").unlink(missing_ok=True)  # names the original's
     write_json_atomic(path, run)
     _announce(plan, run)
     return True

@@ -5,6 +5,7 @@ import shlex
 import sys
 
 from cluster.launch import in_ray_job
+from cluster.run_directory import CHECKPOINTS
 from cluster.storage import complete_directories
 from common.code import ROOT
 from common.redaction import redacted
@@ -42,7 +43,7 @@ def at_the_end(plan: Plan) -> str:
         "report": _command("eval", "report", directory, "--output", os.path.join(directory, "report.html")),
         "curves": _mlflow(plan),
     }
-    newest = complete_directories(plan.directory / "checkpoints")[-1]
+    newest = complete_directories(plan.directory / CHECKPOINTS)[-1]
     return f"finished at step {plan.config.train.num_steps}: {newest}\n{_table(rows)}"
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.run_directory import RUN, SPOOL
 from cluster.tracking.spool import read_events
 from common.files import read_json
 
@@ -25,14 +26,14 @@ def _home(run_directory: Path, run: Mapping[str, Any]) -> str:
     """Where the run was last opened; for one of an earlier version as it told MLflow. "" if it was never said."""
     if isinstance(directory := run.get("directory"), str):
         return directory
-    path = run_directory / "spool" / "run.jsonl"
+    path = run_directory / SPOOL / "run.jsonl"
     events = [event for event, _ in read_events(path)] if path.exists() else []
     tags = [event["values"] for event in events if event["type"] == "tags"]
     return next((str(values["run_directory"]) for values in reversed(tags) if "run_directory" in values), "")
 
 
 def _is_other_folder_of_the_run(home: str, run_directory: Path, uid: str) -> bool:
-    path = Path(home) / "run.json"
+    path = Path(home) / RUN
     try:
         other = read_json(path)
         return isinstance(other, dict) and other.get("uid") == uid and not path.parent.samefile(run_directory)

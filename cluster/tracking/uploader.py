@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from cluster.fault import Faults
+from cluster.run_directory import RUN, SPOOL
 from cluster.tracking.copies import own_uid
 from cluster.tracking.spool import UNREADABLE, Spool, read_events, read_metrics
 from cluster.tracking.uri import artifact_location, default_tracking_uri
@@ -41,7 +42,7 @@ class Uploader:
         """Reads uid, name, tracking_uri and experiment from the run's run.json, anew for each drain."""
         self._directory = run_directory
         self._faults = faults or Faults()
-        self._marker = run_directory / "spool" / "mlflow.json"
+        self._marker = run_directory / SPOOL / "mlflow.json"
         self._run = self._read_run()
         self._connection: tuple[MlflowClient, str] | None = None
         self.progress = 0
@@ -53,7 +54,7 @@ class Uploader:
 
         Raises UploadError while the server is away; what was sent until then stays acknowledged.
         """
-        with _exclusive(self._directory / "spool" / "upload.lock", wait_seconds) as owned:
+        with _exclusive(self._directory / SPOOL / "upload.lock", wait_seconds) as owned:
             if not owned:
                 return None
             try:
@@ -78,11 +79,11 @@ class Uploader:
 
     def _read_run(self) -> dict[str, Any]:
         """run.json, under the uid that is this folder's own: a copy must not log into the original's MLflow run."""
-        run = read_json(self._directory / "run.json")
+        run = read_json(self._directory / RUN)
         return {**run, "uid": own_uid(self._directory, run), "original_uid": run["uid"]}
 
     def _spool_files(self) -> list[Path]:
-        return sorted((self._directory / "spool").glob("*.jsonl"))
+        return sorted((self._directory / SPOOL).glob("*.jsonl"))
 
     def _acknowledged(self, path: Path) -> int:
         """Bytes of a spool file that the MLflow run of this place has."""
@@ -235,8 +236,7 @@ def _is_there(client: "MlflowClient", run_id: str, experiment_id: str) -> bool:
 
 
 def _quiet_mlflow() -> None:
-    """An uploader retries by itself: MLflow's client, when the answer to a request for a new run is lost, would repeat
-    the request and have two. Nothing is sent to anyone else."""
+    """No retries of its own: a request for a new run, repeated as its answer was lost, makes two. No telemetry."""
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",

@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.run_directory import RUN
 from eval.settings import PoolSettings
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def choose_job(run_directory: Path, protocol: str, step: int | None) -> "Job":
 
 
 def check_run(run_directory: Path) -> None:
-    if not (run_directory / "run.json").is_file():
+    if not (run_directory / RUN).is_file():
         raise FileNotFoundError(f"{run_directory} holds no run.json; give the folder of a run")
 
 

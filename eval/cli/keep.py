@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from cluster.run_directory import RUN
 from common.checks import check_whole
 from eval.cli.jobs import DEFAULT_PROTOCOL, check_run
 
@@ -28,7 +29,7 @@ def register(
     best = best_result(run_directory.resolve(), protocol)
     uri = register_result(run_directory.resolve(), best, name, alias)
     print(f"{uri} is step {best['step']}, {best['protocol']['name']} = {best['value']:.4g}")
-    registry = read_json(run_directory / "run.json")["tracking_uri"]
+    registry = read_json(run_directory / RUN)["tracking_uri"]
     print(f"python -m models sample models:/{name}@{alias[0]} --tracking-uri {registry}")
 
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from cluster.run_directory import RUN
+
 
 def likelihood(
     snapshot: Path,
@@ -60,7 +62,7 @@ def snapshot_folder(path: Path, step: int | None) -> Path:
     """
     from eval.backlog import checkpoints_of
 
-    if not (path / "run.json").is_file():
+    if not (path / RUN).is_file():
         if step is not None:
             raise ValueError(f"step is {step}, but {path} holds no run.json: give the folder of a run, or leave it out")
         return path

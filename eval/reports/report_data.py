@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.run_directory import FINISHED, SPOOL
 from cluster.tracking.uploader import read_metrics
 from common.redaction import redacted
 from eval.backlog import checkpoints_of
@@ -34,7 +35,7 @@ def collect(run_directories: Sequence[Path]) -> dict[str, Any]:
 def collect_run(directory: Path) -> dict[str, Any]:
     """One run: config, identity, training curves, evaluations by step, and what was not evaluated and why."""
     run = read_run(directory)
-    metrics = read_metrics(directory) if (directory / "spool").is_dir() else {}
+    metrics = read_metrics(directory) if (directory / SPOOL).is_dir() else {}
     curves = {name: thin(points) for name, points in metrics.items() if name.startswith(("train/", "system/"))}
     results = list(all_results(directory))
     done = {_key(r) for r in results if r["status"] == DONE}
@@ -50,7 +51,7 @@ def collect_run(directory: Path) -> dict[str, Any]:
         "git_commit": run.get("git_commit"),
         "num_parameters": run.get("num_parameters"),
         "num_steps": run.get("num_steps"),
-        "finished": (directory / "FINISHED.json").exists(),
+        "finished": (directory / FINISHED).exists(),
         "versions": {**run.get("versions", {}), **(evaluations[-1].get("versions", {}) if evaluations else {})},
         "checkpoints": [path.name for _, path in checkpoints_of(directory)],
         "curves": curves,

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cluster.run_directory import REPORTS
 from cluster.tracking.uploader import Spool
 from eval.backlog import warn_once
 from eval.reports.report import write_report
@@ -19,7 +20,7 @@ def write_scheduled_reports(storage: Path, runs: Sequence[Path], now_seconds: fl
     stamp = time.strftime(_TIME_FORMAT, time.localtime(now_seconds))
     reported = []
     for run in runs:
-        path = run / "reports" / f"{stamp}.html"
+        path = run / REPORTS / f"{stamp}.html"
         try:
             write_report([run], path)
             reported.append(run)
@@ -39,5 +40,5 @@ def write_scheduled_reports(storage: Path, runs: Sequence[Path], now_seconds: fl
 
 def report_files(storage: Path, runs: Sequence[Path]) -> list[Path]:
     """All scheduled reports, newest first."""
-    folders = [storage / "reports", *(run / "reports" for run in runs)]
+    folders = [storage / "reports", *(run / REPORTS for run in runs)]
     return sorted((path for folder in folders for path in folder.glob("*.html")), key=lambda p: p.name, reverse=True)

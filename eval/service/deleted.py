@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.run_directory import CHECKPOINTS, EVALUATIONS, SPOOL
 from cluster.tracking.spool import read_events
 from eval.backlog import Job, Selection, checkpoints_of
 from eval.protocol import Protocol
@@ -33,7 +34,7 @@ class DeletedCheckpoints:
         manifest_digest = read_run(self.run_directory)["manifest_digest"]
         jobs = []
         for step in sorted(step for step in gone if step % selection.every_steps == 0):
-            checkpoint = self.run_directory / "checkpoints" / self._names[step]
+            checkpoint = self.run_directory / CHECKPOINTS / self._names[step]
             for protocol in protocols:
                 job = Job(self.run_directory, checkpoint, step, protocol.bind(manifest_digest))
                 if (step, job.protocol.digest) not in self._settled:
@@ -44,11 +45,11 @@ class DeletedCheckpoints:
 
     def _has_result(self, job: Job) -> bool:
         """Under any attempt's name."""
-        found = (self.run_directory / "evals").glob(f"step-{job.step:08d}-*/{job.result_path.name}")
+        found = (self.run_directory / EVALUATIONS).glob(f"step-{job.step:08d}-*/{job.result_path.name}")
         return any(read_result(path) is not None for path in found)
 
     def _read_spool(self) -> None:
-        path = self.run_directory / "spool" / "train.jsonl"
+        path = self.run_directory / SPOOL / "train.jsonl"
         if not path.exists():
             return
         for event, end in read_events(path, self._offset):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.lease import Lease, LostLeaseError, holding
+from cluster.run_directory import SPOOL
 from cluster.tracking.spool import Spool, read_events
 from cluster.tracking.uploader import Uploader
 from common.files import TEMPORARY_NAMES
@@ -170,7 +171,7 @@ def _finish(job: Job, result: dict[str, Any]) -> None:
 def _spool_result(job: Job, result: dict[str, Any]) -> None:
     # One writer per evaluation: several evaluators never share a file, and points may come in any order of steps.
     writer = f"eval-{job.checkpoint.name}-{job.protocol.digest[:12]}"
-    path = job.run_directory / "spool" / f"{writer}.jsonl"
+    path = job.run_directory / SPOOL / f"{writer}.jsonl"
     spooled = {event.get("path") for event, _ in read_events(path)} if path.exists() else set()
     if str(job.result_path.relative_to(job.run_directory)) in spooled:
         return  # it is written last

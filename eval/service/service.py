@@ -152,7 +152,9 @@ class Service:
         if result is None:
             return False
         self.num_without_number += result["status"] in (BLOCKED, FAILED)
-        _log.info("%s", describe_result(job, result, "tried again later" if self._polls else _NEXT_START))
+        _log.info(
+            "%s", describe_result(job, result, "tried again while this evaluator runs" if self._polls else _NEXT_START)
+        )
         return True
 
     def _show(self, job: Job | None) -> None:

@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from pydantic import BaseModel
 
 from cluster.lease import is_held
-from cluster.run_directory import RUN
+from cluster.run_directory import EVALUATIONS, RUN
 from eval.backlog import Selection, is_finished, jobs_of_run, newest_runs, warn_once
 from eval.protocol import Protocol
 from eval.reports.scheduled import report_files
@@ -131,7 +131,7 @@ def _queue(
     except (OSError, ValueError, KeyError, TypeError) as error:
         warn_once(f"{run} is not shown: {type(error).__name__}: {error}")
         return None
-    num_results = len(list((run / "evals").glob("*/*.json")))
+    num_results = len(list((run / EVALUATIONS).glob("*/*.json")))
     return {"run": run.name, "finished": is_finished(run), "queue": queue, "num_results": num_results}
 
 

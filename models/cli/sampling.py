@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common.checks import check_whole
 from models.cli.batches import batch_size_for
+from models.cli.checkpoints import checkpoint_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,13 +35,14 @@ def sample(
     device: str = "auto",
     output: Path = Path("samples"),
     tracking_uri: str | None = None,
+    step: int | None = None,
 ) -> None:
-    """Generate images from a snapshot or a training checkpoint.
+    """Generate images from a run, a training checkpoint or a snapshot, with the averaged weights (EMA).
 
     Writes samples.npz (uint8 array "images" of shape (N, H, W, C)), grid.png and sampling.json.
 
     Args:
-        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
+        snapshot: Directory of a run, a checkpoint or a snapshot, or models:/NAME@ALIAS of an MLflow registry.
         num_images: How many images to generate.
         seed: Image i depends on the seed and i alone.
         sampler: ddpm is the paper's algorithm 2; ddim and dpm-solver++ need far fewer steps.
@@ -51,6 +53,7 @@ def sample(
         device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
         output: Directory for the results, made if missing.
         tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
+        step: Take the run's checkpoint of this step; the newest complete one if not given.
     """
     import torch
 
@@ -62,10 +65,10 @@ def sample(
     check_whole("first_index", first_index, 0)
     if eta and sampler != "ddim":
         raise ValueError(f"eta is {eta}, but only the sampler ddim has it: leave it out for {sampler}")
-    loaded = open_snapshot(snapshot, choose_device(device), tracking_uri)
+    loaded = open_snapshot(snapshot := checkpoint_of(snapshot, step), choose_device(device), tracking_uri)
     process = choose_process(loaded.diffusion, sampler, num_sampling_steps)
-    indices = torch.arange(first_index, first_index + num_images)
-    batches = indices.split(batch_size_for(batch_size, loaded.model_config))
+    num_at_once = batch_size_for(batch_size, loaded.model_config)
+    batches = torch.arange(first_index, first_index + num_images).split(num_at_once)
     images = _generate(loaded.model, process, batches, seed, sampler, eta)
     record = {
         "snapshot": str(snapshot),

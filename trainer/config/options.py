@@ -20,6 +20,7 @@ _DESCRIPTION = """Train a DDPM. Start with a preset, change any field with --sec
 The same command again resumes the run at its newest checkpoint."""
 _EXAMPLES = (
     "--preset demo --launcher local",
+    "--preset small32 --data.path data/photos --launcher local",
     "--preset celebahq64 --data.path data/photos --run.storage runs --train.num-steps 100000",
     "--preset cifar10 --model.channel-multipliers 1,2,2 --dry-run",
 )
@@ -31,6 +32,9 @@ class Options(NamedTuple):
     launcher: Launcher
     dry_run: bool
     force_changes: bool
+    allow_long_cpu_run: bool
+    given: frozenset[str]
+    """section.field of what the user set, by option or file."""
     config: Config
 
 
@@ -52,7 +56,15 @@ def parse(arguments: list[str], prog: str = PROG) -> Options:
         print(as_toml(preset, config), end="")
         raise SystemExit(0)
     launcher = given.get("launcher", file.get("launcher", "ray"))
-    return Options(preset, launcher, "dry_run" in given, "force_changes" in given, config)
+    return Options(
+        preset,
+        launcher,
+        "dry_run" in given,
+        "force_changes" in given,
+        "allow_long_cpu_run" in given,
+        frozenset(file | given),
+        config,
+    )
 
 
 def as_toml(preset: str, config: Config) -> str:
@@ -89,6 +101,9 @@ def train_parser(preset: str, prog: str) -> Parser:
     )
     parser.add_value(
         "--force-changes", bool, "go on with a run although what it trains was changed; recorded", action="store_true"
+    )
+    parser.add_value(
+        "--allow-long-cpu-run", bool, "train on a CPU although it takes more than a day", action="store_true"
     )
     config = PRESETS[preset]()
     for section, kind in _sections().items():

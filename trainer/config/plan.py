@@ -63,6 +63,24 @@ def summary(config: Config) -> dict[str, Any]:
     }
 
 
+def follow_data(config: Config, given: frozenset[str]) -> Config:
+    """`config` with the data set's image size and channels, where the user has not set them (`given`: section.field).
+
+    As it is if the data set cannot be found, which `plan` says. Raises ValueError if the network cannot have that size.
+    """
+    try:
+        manifest = _read_manifest(_absolute(config))
+    except (FileNotFoundError, NotADirectoryError):
+        return config
+    found = {"image_size": manifest.image_size, "image_channels": manifest.image_channels}
+    follows: dict[str, Any] = {name: value for name, value in found.items() if f"model.{name}" not in given}
+    try:
+        return replace(config, model=replace(config.model, **follows))
+    except ValueError as error:
+        size = f"{manifest.image_size} px, {manifest.image_channels} channels"
+        raise ValueError(f"the network cannot take the images in {config.data.path} ({size}): {error}") from None
+
+
 def plan(config: Config, preset: str, launcher: Launcher = "ray") -> Plan:
     """Check `config` against the machine and the data. Raises ValueError or FileNotFoundError with one helpful line."""
     requested()
@@ -158,8 +176,12 @@ def _check_compiler() -> None:
 
 def _may_have_gpu(launcher: Launcher) -> bool:
     """Whether the workers can be given GPUs: a cluster's machines are not this one, and Ray knows what they have."""
-    on_cluster = launcher == "ray" and (in_ray_job() or "RAY_ADDRESS" in os.environ)
-    return on_cluster or torch.cuda.is_available()
+    return on_other_machines(launcher) or torch.cuda.is_available()
+
+
+def on_other_machines(launcher: Launcher) -> bool:
+    """Whether workers may run on a cluster's machines, of which this one knows nothing."""
+    return launcher == "ray" and (in_ray_job() or "RAY_ADDRESS" in os.environ)
 
 
 def _check_gpus(config: Config) -> None:

@@ -1,6 +1,7 @@
 """The command line of models/: what a user types and gets, and what is said when it is wrong."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -44,6 +45,20 @@ def test_sample_writes_images_that_batches_do_not_change(snapshot, tmp_path):
     grid = np.asarray(Image.open(tmp_path / "a" / "grid.png"))
     assert grid.shape == (2 * 66 + 2, 3 * 66 + 2, 3)
     np.testing.assert_array_equal(grid[2:66:8, 68:132:8], images[1])
+
+
+def test_a_run_is_sampled_from_its_newest_complete_checkpoint_or_that_of_a_step(snapshot, tmp_path, capsys):
+    for name, committed in (("step-00000003-a", True), ("step-00000020-b", True), ("step-00000100-c", False)):
+        shutil.copytree(snapshot, tmp_path / "run" / "checkpoints" / name)
+        if committed:
+            (tmp_path / "run" / "checkpoints" / name / "COMPLETE.json").write_text("{}")
+    few = ["sample", str(tmp_path / "run"), "--num-images", "1", "--sampler", "ddim", "--num-sampling-steps", "2"]
+    for name, chosen in ((), "step-00000020-b"), (("--step", "3"), "step-00000003-a"):
+        assert main([*few, *name, "--device", "cpu", "--output", str(tmp_path / "out")]) == 0
+        record = json.loads((tmp_path / "out" / "sampling.json").read_text())
+        assert record["snapshot"] == str(tmp_path / "run" / "checkpoints" / chosen)
+    assert main([*few, "--step", "100"]) == 2
+    assert "no complete checkpoint of step 100; complete are: 3, 20" in capsys.readouterr().err
 
 
 def test_first_index_continues_a_set(snapshot, tmp_path):
