@@ -42,12 +42,12 @@ def sigterm_interrupts() -> Iterator[None]:
     def interrupt(number: int) -> None:
         raise KeyboardInterrupt
 
-    try:
-        with handling_signals(interrupt, lambda: "ended at once; what was finished before is kept"):
+    with handling_signals(interrupt, lambda: "ended at once; what was finished before is kept"):
+        try:
             yield
-    except KeyboardInterrupt:
-        end_descendants()
-        raise
+        except KeyboardInterrupt:
+            end_descendants()  # within: the same signal again would kill this process before it has done that
+            raise
 
 
 @contextmanager

@@ -234,8 +234,7 @@ def _is_there(client: "MlflowClient", run_id: str, experiment_id: str) -> bool:
 
 
 def _quiet_mlflow() -> None:
-    """An uploader retries by itself: MLflow's client, when the answer to a request for a new run is lost, would repeat
-    the request and have two. Nothing is sent to anyone else."""
+    """No retries of its own: a request for a new run, repeated as its answer was lost, makes two. No telemetry."""
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
