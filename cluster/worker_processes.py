@@ -115,6 +115,8 @@ def _run(rank: int, target: Callable[..., None], arguments: tuple[Any, ...], rep
     logging.basicConfig(level=logging.INFO, format=log_format(sys.stderr))
     # The launching process turns Ctrl-C into a stop after a checkpoint; when it dies, its workers must too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked one has its parent's, and wakes it up
+    signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
     end_with_parent(signal.SIGKILL, parent.pid if parent else None)

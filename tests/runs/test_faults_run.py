@@ -24,7 +24,7 @@ from trainer.run import LEASE_STALE_SECONDS
 pytestmark = pytest.mark.heavy
 
 STEPS = 8
-PACED = {"RAYDDPM_FAULT": "step.before:again:delay=0.3"}
+PACED = {"RAYDDPM_FAULT": "step.before:again:delay=1"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def train(data: Path | str, storage: Path, name: str, *arguments: str, **environ
 
 @contextmanager
 def paced(data: Path, storage: Path, name: str) -> Iterator[Running]:
-    """A run whose steps take 0.3 s, once it has the checkpoint of step 2."""
+    """A run whose steps take a second, once it has the checkpoint of step 2."""
     with Running(storage / "logs", arguments_for(data, storage, name), PACED) as running:
         wait_for(lambda: checkpoint_names(storage / name) == ["step-00000002"])
         yield running

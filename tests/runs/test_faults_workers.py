@@ -78,7 +78,7 @@ def test_nan_on_one_of_two_workers_stops_both_before_the_update(data: Path, stor
 
 def test_workers_die_with_the_process_that_launched_them(data: Path, storage: Path, unbroken: Path) -> None:
     with Running(
-        storage / "logs", arguments_for(data, storage, "orphans"), {"RAYDDPM_FAULT": "step.before:again:delay=1"}
+        storage / "logs", arguments_for(data, storage, "orphans"), {"RAYDDPM_FAULT": "step.before:again:delay=0.5"}
     ) as running:
         directory = storage / "orphans"
         wait_for(lambda: checkpoint_names(directory) == ["step-00000002"])
@@ -95,7 +95,7 @@ def test_workers_die_with_the_process_that_launched_them(data: Path, storage: Pa
 
 def test_sigterm_to_one_worker_checkpoints_and_ends_the_whole_run(data: Path, storage: Path, unbroken: Path) -> None:
     """As a scheduler sends it to every process of a job, or an operator to one."""
-    fault = {"RAYDDPM_FAULT": "step.before:again:delay=1"}
+    fault = {"RAYDDPM_FAULT": "step.before:again:delay=0.5"}
     with Running(storage / "logs", arguments_for(data, storage, "sigterm"), fault) as running:
         directory = storage / "sigterm"
         wait_for(lambda: len(read_metrics(directory).get("train/loss", [])) >= 3)
@@ -126,7 +126,7 @@ def test_a_worker_that_failed_after_a_checkpoint_in_a_window_logs_the_averages_o
 
 def test_workers_of_a_run_that_was_taken_over_are_not_started_again(data: Path, storage: Path, unbroken: Path) -> None:
     """Another process takes the lease and opens the run, as after the launching one had been asleep."""
-    fault = {"RAYDDPM_FAULT": "step.before:again:delay=1"}
+    fault = {"RAYDDPM_FAULT": "step.before:again:delay=0.5"}
     directory = storage / "taken"
     with Running(storage / "logs", arguments_for(data, storage, "taken"), fault) as running:
         wait_for(lambda: checkpoint_names(directory) == ["step-00000002"])
