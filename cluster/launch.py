@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from cluster.network import address_towards, cannot_connect, outer_address, use_interface
 from cluster.progress import write_progress
 from cluster.worker_processes import WorkerError, noting_failure, run_processes
 from common.process import keep_freed_memory
@@ -123,21 +124,41 @@ def _local_worker(
         function(Worker(0, 1, device), run_directory)
         return
     from_torchrun = address == "env://"
-    dist.init_process_group(
-        "nccl" if resources.use_gpu else "gloo",
-        init_method=address,
-        timeout=timedelta(seconds=resources.timeout_seconds),
-        rank=-1 if from_torchrun else local_rank,
-        world_size=-1 if from_torchrun else resources.num_workers,
-    )
-    if from_torchrun:
-        dist.barrier()  # rank 0 comes here once it has opened the run
+    _connect(local_rank, resources, address)
     try:
         # Noted before the connections are closed, which the others would fail by.
         with contextlib.nullcontext() if from_torchrun else noting_failure(local_rank):
             function(Worker(dist.get_rank(), dist.get_world_size(), device), run_directory)
     finally:
         dist.destroy_process_group()
+
+
+def _connect(local_rank: int, resources: Resources, address: str) -> None:
+    """Join the group. Raises ConnectionError, of one line, if workers of torchrun do not find each other."""
+    from_torchrun = address == "env://"
+    ends = [_end_of_torchrun()] if from_torchrun else []
+    try:
+        dist.init_process_group(
+            "nccl" if resources.use_gpu else "gloo",
+            init_method=address,
+            timeout=timedelta(seconds=resources.timeout_seconds),
+            rank=-1 if from_torchrun else local_rank,
+            world_size=-1 if from_torchrun else resources.num_workers,
+        )
+    except RuntimeError as error:
+        if from_torchrun:
+            raise ConnectionError(cannot_connect(ends, error)) from error
+        raise
+    if from_torchrun:
+        dist.barrier()  # rank 0 comes here once it has opened the run
+
+
+def _end_of_torchrun() -> str:
+    """Over one host its loopback serves; over several, what MASTER_ADDR is reached by."""
+    master = os.environ["MASTER_ADDR"]
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        return use_interface(address_towards(master))
+    return use_interface(outer_address(master))
 
 
 def _free_port() -> int:

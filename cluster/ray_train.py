@@ -47,7 +47,9 @@ def launch_ray(
     _join_cluster(per_worker, resources)
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from cluster.ray_backend import torch_config
 
     trainer = TorchTrainer(
         _ray_worker,
@@ -65,7 +67,7 @@ def launch_ray(
             failure_config=FailureConfig(max_failures=resources.max_failures),
             callbacks=[_watching_controller(partial(before_resize, run_directory), before_restart)],
         ),
-        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_seconds),
+        torch_config=torch_config(resources),
     )
     write_progress(run_directory, "waiting for room on the cluster, starting the workers")
     try:

@@ -34,12 +34,12 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "lmdb": ("data_pipeline/sources/tables.py",),
     "matplotlib": ("eval/reports/curves.py", "models/likelihood_report.py"),
     "mlflow": ("cluster/tracking/uploader.py", "eval/registry.py", "models/cli/registry_uri.py"),
-    "psutil": ("cluster/local.py", "common/process.py", "trainer/hooks/metrics.py"),
+    "psutil": ("cluster/local.py", "cluster/network.py", "common/process.py", "trainer/hooks/metrics.py"),
     "pyarrow": ("data_pipeline/sources/tables.py",),
     "pydantic": ("eval/web/app.py",),
     "pyspng": ("data_pipeline/storage/codec.py",),
     "ray": (
-        *("cluster/ray_train.py", "cluster/submit.py", "data_pipeline/packing/ray_runner.py"),
+        *("cluster/ray_backend.py", "cluster/ray_train.py", "cluster/submit.py", "data_pipeline/packing/ray_runner.py"),
         *("eval/sampling/ray_pool.py", "eval/web/serve.py"),
     ),
     "rich": ("common/progress.py",),
@@ -55,6 +55,9 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
 INDIRECT = {
     "s3fs": "fsspec opens s3:// with it, and it brings botocore",
     "uvicorn": "Ray Serve runs the page with it",
+    "psycopg2-binary": "MLflow's server keeps its database in PostgreSQL with it",
+    "flask-wtf": "MLflow's server asks for passwords with it",
+    "boto3": "MLflow's server keeps artifacts in S3 with it",
     "rayddpm": "an extra of our own in another",
 }
 # Modules of packages that another asked for brings by its name in brackets.
