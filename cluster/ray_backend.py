@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import ray.util
 from ray.exceptions import RayTaskError
 from ray.train._internal.base_worker_group import BaseWorkerGroup
+from ray.train.backend import BackendConfig
 from ray.train.torch.config import TorchConfig, _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
@@ -34,7 +35,8 @@ class ConnectingBackend(_TorchBackend):
         super().__init__()
         self._failures = 0
 
-    def on_start(self, worker_group: BaseWorkerGroup, backend_config: ConnectingTorchConfig) -> None:
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, ConnectingTorchConfig)
         ends = worker_group.execute(_use_node_interface)
         try:
             super().on_start(worker_group, backend_config)

@@ -60,7 +60,7 @@ def run_processes(target: Callable[..., None], num_workers: int, *arguments: Any
     When one fails, the others have two seconds to end by themselves and are then killed; they are not sent SIGTERM,
     which workers take for a request to end the run. Raises the WorkerError of the worker that failed first.
     """
-    context = multiprocessing.get_context(START_METHOD)
+    context: Any = multiprocessing.get_context(START_METHOD)
     resource_tracker.ensure_running()  # it would unblock the signals that are held back below
     processes: list[BaseProcess] = []
     reports: list[Connection] = []

@@ -113,7 +113,7 @@ class SampleOrder:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in [0, {world_size - 1}], got {rank}")
-        begin, end = rank * num_slices // world_size, (rank + 1) * num_slices // world_size
+        begin, end = share(num_slices, rank, world_size)
         return begin * self.slice_images, end * self.slice_images
 
     def _places(self, counters: np.ndarray, epochs: np.ndarray) -> np.ndarray:
@@ -156,6 +156,11 @@ class SampleOrder:
     def _key(self, purpose: str) -> int:
         text = f"order {ORDER_VERSION}|{self.digest}|{int(self.seed)}|{self.global_batch_size}|{purpose}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def share(num_slices: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The slices [begin, end) of a batch that a worker has; workers' numbers of slices differ by at most one."""
+    return rank * num_slices // world_size, (rank + 1) * num_slices // world_size
 
 
 def _num_draws(limit: np.ndarray, lanes: np.ndarray, num_lanes: int) -> np.ndarray:

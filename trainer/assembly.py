@@ -16,6 +16,7 @@ from cluster.lease import Lease
 from cluster.run_directory import LEDGER
 from cluster.tracking.spool import Spool
 from data_pipeline.loader import Batch
+from data_pipeline.order import share
 from models.diffusion import GaussianDiffusion
 from models.ema import ExponentialMovingAverage
 from models.networks.table import build_model
@@ -31,7 +32,7 @@ from trainer.hooks.metrics import MetricsHook
 from trainer.hooks.progress import ProgressHook
 from trainer.hooks.stop import StopHook
 from trainer.hooks.watchdog import Watchdog
-from trainer.hooks.window import WindowRecorder
+from trainer.hooks.window import Units, WindowRecorder
 from trainer.loop import Hook
 from trainer.non_finite import report_non_finite
 from trainer.objective import Objective
@@ -79,9 +80,8 @@ def assemble(worker: Worker, directory: Path, run: dict[str, Any], lease: Lease 
     batches: Iterable[Batch] = drilled_stream(stream, faults) if faults else stream
     if config.data.ledger:
         batches = recorded_in(directory / LEDGER, batches, worker, dataset, order)
-    spool = _open_spool(directory, config, run, worker, resumed) if worker.rank == 0 else None
-    num_timesteps = objective.diffusion.num_timesteps
-    recorder = WindowRecorder(objective.timesteps, num_timesteps, worker.world_size, resumed.window)
+    spool = _open_spool(directory, run, resumed) if worker.rank == 0 else None
+    recorder = _make_recorder(config, worker, objective, resumed)
     metrics = MetricsHook(config, worker, engine, ema, stream, recorder, spool)
     checkpoints = CheckpointHook(config, engine, ema, recorder, store, spool)
     watchdog = Watchdog(directory, worker, config.workers.step_timeout_seconds, checkpoints.is_saving)
@@ -113,15 +113,19 @@ def _make_objective(config: Config, faults: Faults) -> Objective:
     return drilled(objective, faults, config.train.global_batch_size) if faults else objective
 
 
-def _open_spool(directory: Path, config: Config, run: dict[str, Any], worker: Worker, resumed: Resumed) -> Spool:
+def _make_recorder(config: Config, worker: Worker, objective: Objective, resumed: Resumed) -> WindowRecorder:
+    units = None
+    if config.train.reduction == "exact":
+        num_units = config.train.global_batch_size // config.slice_images
+        units = Units(num_units, share(num_units, worker.rank, worker.world_size)[0], config.slice_images)
+    num_timesteps = objective.diffusion.num_timesteps
+    return WindowRecorder(objective.timesteps, num_timesteps, worker.world_size, resumed.window, units)
+
+
+def _open_spool(directory: Path, run: dict[str, Any], resumed: Resumed) -> Spool:
     """Rank 0's spool. Points it already has beyond the checkpoint stay if they are those that will come again."""
     spool = Spool(directory, "train")
-    trained = run["config_digest"]
-    if config.model.dropout:
-        # The masks, and with them the losses, also depend on what is drawn in which order by which generator.
-        hardware = (config.workers.strategy, worker.world_size, worker.device.type, config.workers.compile)
-        trained = " ".join(map(str, (trained, *hardware, config.train.max_images_per_pass)))
-    spool.start(resumed.step, trained, known=resumed.config_digest == run["config_digest"])
+    spool.start(resumed.step, run["config_digest"], known=resumed.config_digest == run["config_digest"])
     return spool
 
 

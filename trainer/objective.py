@@ -1,6 +1,7 @@
-"""From a batch of bytes to one loss per image: flip, scale, draw t and noise by position, L_simple (Eq. 14)."""
+"""From a batch of bytes to one loss per image: flip, scale, draw t, noise and masks by position, L_simple (Eq. 14)."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ class Objective:
         x_0 = self.prepare(images, counters)
         t = self.timesteps(counters)
         eps = randomness.noise(self.seed, counters, tuple(x_0.shape[1:]), self.dtype)
-        return self.diffusion.loss_per_image(model, x_0, t, eps)
+        masks = randomness.dropout_masks(self.seed, counters)
+        return self.diffusion.loss_per_image(partial(model, masks=masks), x_0, t, eps)
 
     def prepare(self, images: Tensor, counters: Tensor) -> Tensor:
         """uint8 of any strides to planes in [-1, 1], the draws that `flips` selects mirrored."""

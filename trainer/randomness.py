@@ -1,20 +1,17 @@
-"""Every draw of training as a function of (seed, sample counter): the same on any number of workers.
+"""Every draw of training as a function of (seed, sample counter): the same on any number of workers."""
 
-Dropout is the one exception: its masks are drawn by torch inside the network, so they repeat for an equal world size
-and engine, and differ between world sizes.
-"""
-
-import hashlib
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from models import philox
+from models.kernels.dropout import MaskSource
 
 _FLIP: Final = "train/flip"
 _TIMESTEP: Final = "train/timestep"
 _NOISE: Final = "train/noise"
+_DROPOUT: Final = "train/dropout"
 
 
 def flips(seed: int, counters: Tensor) -> Tensor:
@@ -32,7 +29,6 @@ def noise(seed: int, counters: Tensor, shape: tuple[int, ...], dtype: torch.dtyp
     return philox.normal(seed, _NOISE, counters, shape, dtype=dtype)
 
 
-def seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Set torch's generators for one step of one worker, so that a resumed run draws the masks it would have drawn."""
-    key = hashlib.sha256(f"dropout {seed} {step} {rank}".encode()).digest()
-    torch.manual_seed(int.from_bytes(key[:8], "little") >> 1)
+def dropout_masks(seed: int, counters: Tensor) -> MaskSource:
+    """counters: (b,) int64. Returns what a network draws its dropout's masks from."""
+    return MaskSource(counters, philox.stream_key(seed, _DROPOUT))

@@ -21,7 +21,7 @@ from common.files import read_json, write_json_atomic
 from common.redaction import redacted_values
 from models.config import ModelConfig
 from models.networks.table import build_model
-from trainer.config.config import Config, digest, flatten, from_dict, to_dict
+from trainer.config.config import DROPOUT_MASKS, Config, digest, flatten, from_dict, to_dict
 from trainer.config.plan import Plan, num_parameters
 
 LEASE_STALE_SECONDS = 30.0
@@ -165,6 +165,8 @@ def _read_previous(path: Path) -> dict[str, Any]:
 
 def _changes(plan: Plan, previous: dict[str, Any]) -> list[str]:
     now = plan.semantics
+    if previous.get("model.dropout"):
+        previous = {DROPOUT_MASKS: "by step and worker", **previous}
     return [
         f"{name} was {previous.get(name)!r}, is {now.get(name)!r}"
         for name in sorted(now.keys() | previous.keys())

@@ -117,12 +117,10 @@ class Uploader:
                     client.set_tag(run_id, name, value)
             elif event["type"] == "artifact":
                 self._send_artifact(client, run_id, event)
+            elif event["type"] == "status" and event["status"] == "RUNNING":
+                client.update_run(run_id, status="RUNNING")
             elif event["type"] == "status":
-                end_time = None if event["status"] == "RUNNING" else int(event["time"] * 1000)
-                if end_time is None:
-                    client.update_run(run_id, status="RUNNING")
-                else:
-                    client.set_terminated(run_id, event["status"], end_time)
+                client.set_terminated(run_id, event["status"], int(event["time"] * 1000))
         self._faults("upload.after")
         write_json_atomic(_acknowledged_path(path), {"bytes": batch[-1][1]})
         self.progress += 1

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import NUM_GROUPS, ModelConfig
+from models.kernels.dropout import Dropout, MaskSource
 from models.networks.blocks import check_input, check_norms, sinusoidal_embedding
 
 NUM_FINAL_GROUPS = 8
@@ -39,25 +40,25 @@ class AnnotatedUNet(nn.Module):
         self.norm = nn.GroupNorm(NUM_FINAL_GROUPS, base)
         self.final = nn.Conv2d(base, config.image_channels, 3, padding=1)
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, masks: MaskSource | None = None) -> Tensor:
         check_input(x_t, t, self.config)
         time_features = self.time_emb(t)
         hidden = self.image_proj(x_t.to(self.image_proj.weight.dtype))
         skips = [hidden]
         for module in self.down:
-            hidden = self._run(module, hidden, time_features)
+            hidden = self._run(module, hidden, time_features, masks)
             skips.append(hidden)
-        hidden = self._run(self.middle, hidden, time_features)
+        hidden = self._run(self.middle, hidden, time_features, masks)
         for module in self.up:
             if not isinstance(module, Upsample):
                 hidden = torch.cat((hidden, skips.pop()), dim=1)
-            hidden = self._run(module, hidden, time_features)
+            hidden = self._run(module, hidden, time_features, masks)
         return self.final(F.silu(self.norm(hidden))).to(x_t.dtype)
 
-    def _run(self, module: nn.Module, hidden: Tensor, time_features: Tensor) -> Tensor:
+    def _run(self, module: nn.Module, hidden: Tensor, time_features: Tensor, masks: MaskSource | None) -> Tensor:
         if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(module, hidden, time_features, use_reentrant=False)
-        return module(hidden, time_features)
+            return checkpoint(module, hidden, time_features, masks, use_reentrant=False)
+        return module(hidden, time_features, masks)
 
 
 class TimeEmbedding(nn.Module):
@@ -85,12 +86,12 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         self.time_emb = nn.Linear(time_channels, out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, time_features: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time_features: Tensor, masks: MaskSource | None = None) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = hidden + self.time_emb(F.silu(time_features))[:, :, None, None]
-        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden)), masks))
         return hidden + self.shortcut(x)
 
 
@@ -122,8 +123,8 @@ class Block(nn.Module):
         self.res = ResidualBlock(in_channels, out_channels, time_channels, dropout)
         self.attn = AttentionBlock(out_channels) if attends else nn.Identity()
 
-    def forward(self, x: Tensor, time_features: Tensor) -> Tensor:
-        return self.attn(self.res(x, time_features))
+    def forward(self, x: Tensor, time_features: Tensor, masks: MaskSource | None = None) -> Tensor:
+        return self.attn(self.res(x, time_features, masks))
 
 
 class MiddleBlock(nn.Module):
@@ -135,8 +136,8 @@ class MiddleBlock(nn.Module):
         self.attn = AttentionBlock(channels)
         self.res2 = ResidualBlock(channels, channels, time_channels, dropout)
 
-    def forward(self, x: Tensor, time_features: Tensor) -> Tensor:
-        return self.res2(self.attn(self.res1(x, time_features)), time_features)
+    def forward(self, x: Tensor, time_features: Tensor, masks: MaskSource | None = None) -> Tensor:
+        return self.res2(self.attn(self.res1(x, time_features, masks)), time_features, masks)
 
 
 class Upsample(nn.Module):
@@ -146,7 +147,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
 
-    def forward(self, x: Tensor, _: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: object) -> Tensor:
         return self.conv(x)
 
 
@@ -157,7 +158,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, _: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: object) -> Tensor:
         return self.conv(x)
 
 

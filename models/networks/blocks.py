@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import NUM_GROUPS, ModelConfig
+from models.kernels.dropout import Dropout, MaskSource
 
 GROUP_NORM_EPSILON = 1e-6
 
@@ -30,14 +31,14 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_projection = nn.Linear(time_channels, out_channels)
         self.norm2 = group_norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, time_features: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time_features: Tensor, masks: MaskSource | None = None) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = hidden + self.time_projection(F.silu(time_features))[:, :, None, None]
-        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden)), masks))
         return hidden + (x if self.shortcut is None else self.shortcut(x))
 
 

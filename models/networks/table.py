@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.checks import check_choice
 from models.config import ModelConfig
 from models.diffusion import NoiseModel
+from models.kernels.dropout import number_layers
 from models.networks.annotated_unet import AnnotatedUNet
 from models.networks.unet import UNet
 
@@ -31,10 +32,13 @@ def build_model(config: ModelConfig) -> nn.Module:
     """Build the network with fresh weights, float32, drawn from torch's global generator.
 
     Its forward takes x_t: (B, C, H, W) float and t: (B,) int64 in [0, T) and returns the predicted noise,
-    (B, C, H, W) in x_t's dtype. Raises ValueError if there is no network of that name.
+    (B, C, H, W) in x_t's dtype. In training it may be given the source of its dropout's masks as `masks`
+    (models/kernels/dropout.py). Raises ValueError if there is no network of that name.
     """
     check_choice("architecture", config.architecture, NETWORKS)
-    return NETWORKS[config.architecture](config)
+    network = NETWORKS[config.architecture](config)
+    number_layers(network)
+    return network
 
 
 def build_on_meta(config: ModelConfig) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import ModelConfig
+from models.kernels.dropout import MaskSource
 from models.networks.blocks import (
     AttentionBlock,
     Downsample,
@@ -68,31 +69,38 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(channels, config.image_channels, 3, padding=1)
         self._initialise()
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, masks: MaskSource | None = None) -> Tensor:
         check_input(x_t, t, self.config)
         time_features = self.time_embedding(t)
         hidden = self.conv_in(x_t.to(self.conv_in.weight.dtype))
         skips = [hidden]
         for stage in stages(self.down):
             for block, attention in stage.pairs():
-                hidden = self._residual(block, attention, hidden, time_features)
+                hidden = self._residual(block, attention, hidden, time_features, masks)
                 skips.append(hidden)
             if stage.resample is not None:
                 hidden = stage.resample(hidden)
                 skips.append(hidden)
-        hidden = self._residual(self.middle_block1, self.middle_attention, hidden, time_features)
-        hidden = self._residual(self.middle_block2, None, hidden, time_features)
+        hidden = self._residual(self.middle_block1, self.middle_attention, hidden, time_features, masks)
+        hidden = self._residual(self.middle_block2, None, hidden, time_features, masks)
         for stage in reversed(stages(self.up)):
             for block, attention in stage.pairs():
                 hidden = torch.cat((hidden, skips.pop()), dim=1)
-                hidden = self._residual(block, attention, hidden, time_features)
+                hidden = self._residual(block, attention, hidden, time_features, masks)
             if stage.resample is not None:
                 hidden = stage.resample(hidden)
         return self.conv_out(F.silu(self.norm_out(hidden))).to(x_t.dtype)
 
-    def _residual(self, block: nn.Module, attention: nn.Module | None, hidden: Tensor, time_features: Tensor) -> Tensor:
+    def _residual(
+        self,
+        block: nn.Module,
+        attention: nn.Module | None,
+        hidden: Tensor,
+        time_features: Tensor,
+        masks: MaskSource | None,
+    ) -> Tensor:
         def run(hidden: Tensor, time_features: Tensor) -> Tensor:
-            hidden = block(hidden, time_features)
+            hidden = block(hidden, time_features, masks)
             return hidden if attention is None else attention(hidden)
 
         if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():

@@ -43,7 +43,8 @@ class RayHosts:
     def run(self, *command: str, number: int = 0, **variables: str) -> tuple[int, str]:
         """Exit code and output of a command on one of the hosts."""
         process = self.hosts[number].start(*command, environment={**self.environment, **variables}, cwd=ROOT)
-        return process.wait(), process.stdout.read()
+        output, _ = process.communicate()
+        return process.returncode, output
 
     def wait_for_nodes(self, seconds: float = 120.0) -> None:
         look = "import ray; ray.init(log_to_driver=False); print('nodes', sum(n['Alive'] for n in ray.nodes()))"

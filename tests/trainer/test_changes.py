@@ -9,10 +9,10 @@ import pytest
 from cluster.run_directory import complete_checkpoints, step_of
 from cluster.storage import complete_directories, remove_directory
 from cluster.tracking.spool import read_metrics
-from common.files import read_json
+from common.files import read_json, write_json_atomic
 from data_pipeline.demo.sets import DemoOptions, pack_demo
 from tests.support.trainer import digits, losses, tiny_config, train_locally
-from trainer.config.config import Config
+from trainer.config.config import Config, digest, name_digest, semantics
 from trainer.config.plan import plan
 from trainer.run import open_run, run_lease
 
@@ -42,28 +42,47 @@ def test_a_forced_change_trains_on_and_is_recorded(data: Path, tmp_path: Path) -
     assert read_json(longer.directory / "run.json")["forced_changes"] == recorded
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ({}, {"optim": {"learning_rate": 1e-5}}),
-        ({"model": {"dropout": 0.5}}, {"model": {"dropout": 0.5}, "workers": {"num_workers": 2}}),
-    ],
-    ids=["forced", "dropout-on-other-workers"],
-)
-def test_metrics_beyond_the_checkpoint_are_those_of_what_is_trained_now(
-    data: Path, tmp_path: Path, before: dict[str, Any], after: dict[str, Any]
-) -> None:
+def test_metrics_beyond_the_checkpoint_are_those_of_what_is_trained_now(data: Path, tmp_path: Path) -> None:
     """The first attempt has logged five steps when it is killed; only the checkpoint of step 2 is left of it."""
-    planned = train_locally(configured(data, tmp_path, before | {"train": {"num_steps": 5}}))
+    planned = train_locally(configured(data, tmp_path, {"train": {"num_steps": 5}}))
     first = losses(planned.directory)
     assert len(first) == 5
     for checkpoint in complete_checkpoints(planned.directory)[1:]:
         remove_directory(checkpoint)
-    train_locally(configured(data, tmp_path, after), force_changes=True)
+    train_locally(configured(data, tmp_path, {"optim": {"learning_rate": 1e-5}}), force_changes=True)
     second = losses(planned.directory)
     assert len(second) == 6
     assert second[:2] == first[:2]
     assert all(new != old for new, old in zip(second[3:5], first[3:5], strict=True))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_run_of_before_masks_followed_the_sample_goes_on_if_it_has_none_or_is_forced(
+    data: Path, tmp_path: Path, dropout: float
+) -> None:
+    model = {"model": {"dropout": dropout}}
+    planned = train_locally(configured(data, tmp_path, model | {"train": {"num_steps": 2}}))
+    run = read_json(planned.directory / "run.json")
+    run["semantics"].pop("train.dropout_masks", None)
+    write_json_atomic(planned.directory / "run.json", run)
+    longer = configured(data, tmp_path, model | {"train": {"num_steps": 3}})
+    if dropout:
+        expected = "train.dropout_masks was 'by step and worker', is 'by sample counter'"
+        with pytest.raises(ValueError, match=expected):
+            train_locally(longer)
+        forced = train_locally(longer, force_changes=True)
+        recorded = [{"after_step": 2, "changes": [expected]}]
+        assert read_json(forced.directory / "run.json")["forced_changes"] == recorded
+    else:
+        assert read_json(train_locally(longer).directory / "run.json")["forced_changes"] == []
+
+
+def test_a_run_is_named_by_what_the_user_sets(data: Path, tmp_path: Path) -> None:
+    """So that the same command finds the run of an earlier version, and is refused there, not begun anew."""
+    config = configured(data, tmp_path, {"model": {"dropout": 0.2}})
+    values = semantics(config, "digest")
+    assert values.pop("train.dropout_masks") == "by sample counter"
+    assert name_digest(semantics(config, "digest")) == digest(values)
 
 
 def configured(data: Path, storage: Path, sections: dict[str, dict[str, Any]]) -> Config:

@@ -192,6 +192,12 @@ def test_no_arguments_mean_the_demo() -> None:
             ["--optim.clip_scope", "slice", "--optim.clip_slice_images", "32", "--workers.num_workers", "3"],
             "workers.num_workers 3 is more than the 2 clipping slices",
         ),
+        (
+            ["--train.reduction", "exact", "--workers.num_workers", "9"],
+            "workers.num_workers 9 is more than the 8 units of a batch",
+        ),
+        (["--train.reduction", "exact", "--train.unit_images", "7"], "set train.unit_images to a divisor"),
+        (["--train.reduction", "exact", "--workers.strategy", "zero2"], "workers.strategy zero2"),
         (["--workers.min_workers", "9"], "workers.min_workers 9"),
         (["--workers.compile", "true", "--workers.strategy", "zero3"], "workers.strategy zero3"),
         (["--ema.decay", "1.5"], "1.5"),

@@ -19,6 +19,10 @@ from trainer.config.sections import (
 )
 
 Launcher = Literal["ray", "local"]
+_NUM_UNITS = 8
+"""In a batch under train.reduction exact, if the user names no size of a unit: as many as the authors had TPU cores."""
+DROPOUT_MASKS = "train.dropout_masks"
+"""In the semantics of a run with dropout; those of before masks were a function of the sample counter lack it."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,40 @@ class Config:
                 f"optim.clip_slice_images {self.optim.clip_slice_images} must divide train.global_batch_size "
                 f"{self.train.global_batch_size}"
             )
+        if self.train.reduction == "exact":
+            self._check_exact()
         if self.workers.num_workers * self.slice_images > self.train.global_batch_size:
+            num_slices = self.train.global_batch_size // self.slice_images
+            slices, size, way = (
+                ("clipping slices", "optim.clip_slice_images", "optim.clip_scope global")
+                if self.optim.clip_scope == "slice"
+                else ("units", "train.unit_images", "smaller units")
+            )
             raise ValueError(
-                f"workers.num_workers {self.workers.num_workers} is more than the "
-                f"{self.train.global_batch_size // self.slice_images} clipping slices of a batch "
-                "(train.global_batch_size / optim.clip_slice_images): use fewer workers, or optim.clip_scope global"
+                f"workers.num_workers {self.workers.num_workers} is more than the {num_slices} {slices} of a batch "
+                f"(train.global_batch_size / {size}): use fewer workers, or {way}"
+            )
+
+    def _check_exact(self) -> None:
+        if self.workers.strategy != "ddp":
+            raise ValueError(
+                f"train.reduction exact does not go with workers.strategy {self.workers.strategy}, whose sums depend "
+                "on the number of workers: use ddp, or train.reduction fast"
+            )
+        if self.train.global_batch_size % self.slice_images:
+            raise ValueError(
+                f"train.global_batch_size {self.train.global_batch_size} is not made of units of {self.slice_images} "
+                "images, as train.reduction exact needs: set train.unit_images to a divisor of it"
             )
 
     @property
     def slice_images(self) -> int:
-        """Images that stay together on one worker."""
-        return self.optim.clip_slice_images if self.optim.clip_scope == "slice" else 1
+        """Images that stay together on one worker: a clipping slice, or a unit of an exact reduction."""
+        if self.optim.clip_scope == "slice":
+            return self.optim.clip_slice_images
+        if self.train.reduction == "exact":
+            return self.train.unit_images or max(1, self.train.global_batch_size // _NUM_UNITS)
+        return 1
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
@@ -90,7 +117,17 @@ def semantics(config: Config, manifest_digest: str) -> dict[str, Any]:
     flat["data.horizontal_flip"] = config.data.horizontal_flip
     flat["data.digest"] = manifest_digest
     del flat["model.gradient_checkpointing"]
+    if config.train.reduction == "exact":
+        # Said only where it is, so that runs of earlier versions keep their digests.
+        flat |= {"train.reduction": "exact", "train.unit_images": config.slice_images}
+    if config.model.dropout:
+        flat[DROPOUT_MASKS] = "by sample counter"
     return flat
+
+
+def name_digest(semantic_values: dict[str, Any]) -> str:
+    """As `digest`, of what a user sets: the name of a run, which earlier versions gave to the same settings."""
+    return digest({name: value for name, value in semantic_values.items() if name != DROPOUT_MASKS})
 
 
 def digest(semantic_values: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from data_pipeline.paths import resolve_path
 from data_pipeline.storage.manifest import Manifest
 from data_pipeline.storage.shards import read_manifest, reading_options
 from models.networks.table import build_model
-from trainer.config.config import Config, Launcher, digest, semantics, to_dict
+from trainer.config.config import Config, Launcher, name_digest, semantics, to_dict
 
 STORAGE_NAMES = ("mlflow.db", "mlartifacts", "evaluators", "evaluation-requests", "reference-statistics", "reports")
 """What the storage folder holds besides runs: MLflow's files, and those that evaluators share."""
@@ -95,7 +95,7 @@ def plan(config: Config, preset: str, launcher: Launcher = "ray") -> Plan:
     if config.workers.compile and not config.workers.use_gpu:
         _check_compiler()
     if not config.run.name:
-        name = f"{preset}-{digest(semantics(config, manifest.digest))[:8]}"
+        name = f"{preset}-{name_digest(semantics(config, manifest.digest))[:8]}"
         config = replace(config, run=replace(config.run, name=name))
     if not config.run.tracking_uri:
         uri = default_tracking_uri(Path(config.run.storage))

@@ -96,6 +96,11 @@ class TrainConfig:
     """Fixes initial weights, order of images, flips, timesteps, noise and dropout."""
     precision: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
     """Arithmetic of forward and backward; weights, Adam and EMA stay float32 (fp64: all float64). tf32: on GPUs."""
+    reduction: Literal["fast", "exact"] = "fast"
+    """exact: the same bits on any number of workers, by forward and backward for each unit of a batch and sums along
+    one fixed tree; needs workers.strategy ddp, and workers alike in device, cpus_per_worker and software."""
+    unit_images: int = 0
+    """Images in a unit of reduction exact; 0: an eighth of the batch. With optim.clip_scope slice a unit is a slice."""
     max_images_per_pass: int = 0
     """Memory setting: larger local batches are taken in micro-batches of at most this many images; 0: whole."""
     log_every_steps: int = 100
@@ -103,7 +108,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_at_least("train", self, 1, "num_steps", "global_batch_size", "log_every_steps")
-        check_at_least("train", self, 0, "max_images_per_pass")
+        check_at_least("train", self, 0, "max_images_per_pass", "unit_images")
         if self.global_batch_size > MAX_GLOBAL_BATCH_SIZE:
             raise ValueError(
                 f"train.global_batch_size {self.global_batch_size} must be at most {MAX_GLOBAL_BATCH_SIZE} (2^24), "

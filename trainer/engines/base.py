@@ -15,7 +15,6 @@ from cluster.launch import Worker
 from data_pipeline.loader import Batch
 from models.ema import ExponentialMovingAverage
 from models.precision import use_tf32
-from trainer import randomness
 from trainer.config.config import Config
 from trainer.config.sections import EmaConfig, OptimConfig
 from trainer.objective import Objective
@@ -87,7 +86,7 @@ Part = tuple[Tensor, Tensor, float]
 
 
 class BaseEngine(ABC):
-    """What the engines share: schedule, precision, dropout's seeds, micro-batches, and the clipping of slices."""
+    """What the engines share: schedule, precision, micro-batches, and the clipping of slices."""
 
     module: nn.Module
 
@@ -113,8 +112,7 @@ class BaseEngine(ABC):
         return self._config.optim.clip_scope == "slice" and self._config.optim.max_grad_norm > 0
 
     def _begin(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Seed dropout for this step; images and counters on the device."""
-        randomness.seed_dropout(self._config.train.seed, batch.step, self._worker.rank)
+        """Images and counters on the device."""
         if not self.module.training:  # a walk over all modules
             self.module.train()
         images = batch.images.to(self._worker.device, non_blocking=True)

@@ -25,8 +25,8 @@ class DdpEngine(BaseEngine):
         self._distributed = worker.world_size > 1
         # The gradients of 1x1 convolutions come with other strides for the same memory layout, which is harmless.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
-        # Clipped slices are summed over workers once, here and not by torch.
-        averages = self._distributed and not self._clips_slices
+        # Clipped slices are summed over workers once, here and not by torch; so is what must be exact.
+        averages = self._distributed and not self._clips_slices and config.train.reduction == "fast"
         self._model: nn.Module = DistributedDataParallel(self.module) if averages else self.module
         self.optimizer = make_adam(self.module, config.optim)
 
@@ -34,7 +34,7 @@ class DdpEngine(BaseEngine):
         """The update number `batch.step` (zero-based). Raises NonFiniteError before weights change."""
         images, counters = self._begin(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._backward_slices(images, counters) if self._clips_slices else self._backward(images, counters)
+        losses = self._gradient(images, counters)
         parameters = list(self.module.parameters())
         grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # Reading the norm waits for the device; without it one NaN would reach the weights, the EMA and a checkpoint.
@@ -68,6 +68,10 @@ class DdpEngine(BaseEngine):
             state = {m: optimizer[f"{m}.{name}"].to(parameter) for m in MOMENTS}
             # As Adam's fused call wants it.
             self.optimizer.state[parameter] = {**state, "step": optimizer["step"].to(parameter.device, copy=True)}
+
+    def _gradient(self, images: Tensor, counters: Tensor) -> Tensor:
+        """The gradient of the global batch into .grad; returns this worker's losses, (b,)."""
+        return self._backward_slices(images, counters) if self._clips_slices else self._backward(images, counters)
 
     def _backward(self, images: Tensor, counters: Tensor) -> Tensor:
         """Gradient of the global batch's mean loss into .grad, in micro-batches; one all-reduce, at the last."""

@@ -8,6 +8,7 @@ from cluster.launch import Worker
 from trainer.config.config import Config
 from trainer.engines.base import Engine
 from trainer.engines.ddp import DdpEngine
+from trainer.engines.exact import ExactEngine
 from trainer.engines.zero import ZeroEngine
 from trainer.objective import Objective
 
@@ -26,4 +27,6 @@ def make_engine(model: nn.Module, objective: Objective, config: Config, worker: 
     """The engine that `workers.strategy` names. model: on any device, the same weights on every worker."""
     if config.workers.compile:
         model.compile()  # in place: its parameters keep their names
+    if config.train.reduction == "exact":
+        return ExactEngine(model, objective, config, worker)
     return ENGINES[config.workers.strategy](model, objective, config, worker)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cluster.launch import Worker
 from data_pipeline.loader import Batch
 from models.ema import ExponentialMovingAverage
+from models.kernels.dropout import MaskSource
 from trainer.config.config import Config
 from trainer.config.sections import EmaConfig
 from trainer.engines.base import MOMENTS, BaseEngine, NonFiniteError, StepResult, cpu_copies, make_adam
@@ -207,9 +208,9 @@ class _Autocast(nn.Module):
         super().__init__()
         self.network, self._autocast = network, autocast
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, masks: MaskSource | None = None) -> Tensor:
         with self._autocast():
-            return self.network(x_t, t)
+            return self.network(x_t, t, masks)
 
 
 def _import_deepspeed(worker: Worker) -> ModuleType:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,16 @@ class Window:
         }
 
 
+class Units(NamedTuple):
+    """The units of a global batch that losses are summed by."""
+
+    num_units: int
+    first: int
+    """This worker's first."""
+    num_images: int
+    """In a unit; 0: all that this worker has."""
+
+
 class WindowRecorder:
     """Collects what a window needs without waiting for the device; it does when the sums are asked for."""
 
@@ -44,9 +54,14 @@ class WindowRecorder:
         num_timesteps: int,
         world_size: int,
         begun: dict[str, Any] | None,
+        units: Units | None = None,
     ):
-        """timesteps: the t of sample counters. begun: the window that a checkpoint holds, None for an empty one."""
+        """timesteps: the t of sample counters. begun: the window that a checkpoint holds, None for an empty one.
+
+        units: sum each unit by itself and then the units in their order, so that sums do not depend on the workers.
+        """
         self._timesteps, self._num_timesteps, self._world_size = timesteps, num_timesteps, world_size
+        self._units = units or Units(1, 0, 0)
         self._window = Window(**begun) if begun else Window()
         self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -60,9 +75,12 @@ class WindowRecorder:
             counters = [counters for counters, _, _ in self._steps]
             # Drawn again, for all steps at once.
             t = self._timesteps(torch.cat(counters)).split([len(some) for some in counters])
-            sums = torch.stack([self._sums(some, losses) for some, (_, losses, _) in zip(t, self._steps, strict=True)])
+            by_unit = [self._sums(some, losses) for some, (_, losses, _) in zip(t, self._steps, strict=True)]
+            sums = torch.stack(by_unit)
             if self._world_size > 1:
+                # Exact for units: where one worker has a number, all others have a zero.
                 dist.all_reduce(sums)
+            sums = sums.sum(dim=1)
             norms = torch.stack([norm for _, _, norm in self._steps])
             for step_sums, norm in zip(sums.tolist(), norms.tolist(), strict=True):
                 pairs = zip(self._window.losses, step_sums, strict=True)
@@ -78,6 +96,12 @@ class WindowRecorder:
         return window
 
     def _sums(self, t: Tensor, losses: Tensor) -> Tensor:
-        quartile = t.to(losses.device) * _NUM_QUARTILES // self._num_timesteps
-        sums = torch.zeros(_NUM_QUARTILES, 2, dtype=torch.float64, device=losses.device)
-        return sums.index_add_(0, quartile, torch.stack([losses.double(), torch.ones_like(losses).double()], dim=1))
+        """(units, quartiles, 2), zero for the units of others."""
+        num_units, first, num_images = self._units
+        unit = first + torch.arange(len(losses)) // (num_images or len(losses))
+        place = unit * _NUM_QUARTILES + t.cpu() * _NUM_QUARTILES // self._num_timesteps
+        sums = torch.zeros(num_units * _NUM_QUARTILES, 2, dtype=torch.float64)
+        # On the CPU, where the order of the additions is that of the images.
+        values = losses.double().cpu()
+        sums.index_add_(0, place, torch.stack([values, torch.ones_like(values)], dim=1))
+        return sums.view(num_units, _NUM_QUARTILES, 2).to(losses.device)

@@ -140,7 +140,7 @@ def test_one_broken_run_stops_neither_evaluations_nor_reports(tmp_path, caplog):
 
 
 def test_every_wanted_evaluation_is_named_but_those_of_a_run_that_cannot_be_read(tmp_path, caplog):
-    """Where its checkpoints belong is a link that leads round in a circle, as on a broken mount."""
+    """Its folder of checkpoints is a link that leads to itself, and cannot be listed, as on a broken mount."""
     storage = tmp_path / "runs"
     run = make_run(storage, steps=(100,))
     shutil.copytree(run, storage / "broken")

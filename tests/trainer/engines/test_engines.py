@@ -15,6 +15,7 @@ from tests.support.trainer import NO_GRADIENT, TINY_MODEL, final_weights, losses
 from trainer.config.config import Config
 from trainer.engines.base import NonFiniteError
 from trainer.engines.ddp import DdpEngine
+from trainer.engines.exact import ExactEngine
 from trainer.objective import Objective
 
 CPU = Worker(0, 1, torch.device("cpu"))
@@ -27,7 +28,8 @@ def engine_for(config: Config, zero_init: bool = True) -> DdpEngine:
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.1)
     objective = Objective(GaussianDiffusion(config.diffusion), config.train.seed, True, torch.float64)
-    return DdpEngine(model, objective, config, CPU)
+    kind = ExactEngine if config.train.reduction == "exact" else DdpEngine
+    return kind(model, objective, config, CPU)
 
 
 def random_batch(size: int, step: int = 0) -> Batch:
@@ -39,10 +41,15 @@ def random_batch(size: int, step: int = 0) -> Batch:
 FLOAT64 = {"precision": "fp64", "global_batch_size": 13, "num_steps": 50}
 
 
+def with_dropout(config: Config) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.2))
+
+
 @pytest.fixture(scope="module")
 def in_one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one worker without micro-batches."""
-    return train_locally(tiny_config(data, tmp_path_factory.mktemp("one"), "one", train=FLOAT64)).directory
+    storage = tmp_path_factory.mktemp("one")
+    return train_locally(with_dropout(tiny_config(data, storage, "one", train=FLOAT64))).directory
 
 
 @pytest.mark.parametrize("variant", [(1, 5), (3, 2)], ids=str)
@@ -62,7 +69,7 @@ def test_losses_and_weights_do_not_depend_on_workers_and_micro_batches(
         train=FLOAT64 | {"max_images_per_pass": max_images},
         workers={"num_workers": num_workers},
     )
-    other = train_locally(changed).directory
+    other = train_locally(with_dropout(changed)).directory
     assert losses(other) == pytest.approx(losses(in_one), rel=1e-10)
     expected, found = final_weights(in_one, "model.safetensors"), final_weights(other, "model.safetensors")
     for name in expected:
@@ -103,14 +110,22 @@ def slow_reference(model: nn.Module, config: Config, batch: Batch, objective: Ob
     return after
 
 
+@pytest.mark.parametrize("reduction", ["fast", "exact"])
 @pytest.mark.parametrize("images_per_pass", [0, 3])
-def test_a_step_with_per_slice_clipping_agrees_with_a_slow_reference(data: Path, images_per_pass: int) -> None:
+def test_a_step_with_per_slice_clipping_agrees_with_a_slow_reference(
+    data: Path, images_per_pass: int, reduction: str
+) -> None:
     config = tiny_config(
         data,
         Path("/unused"),
         "unused",
         optim={"clip_scope": "slice", "clip_slice_images": 4, "warmup_steps": 100},
-        train={"global_batch_size": 12, "precision": "fp64", "max_images_per_pass": images_per_pass},
+        train={
+            "global_batch_size": 12,
+            "precision": "fp64",
+            "max_images_per_pass": images_per_pass,
+            "reduction": reduction,
+        },
     )
     engine = engine_for(config, zero_init=False)
     reference = engine_for(config, zero_init=False)
@@ -134,6 +149,24 @@ def test_slices_are_clipped_before_the_average_and_not_after(data: Path) -> None
     assert 1e-4 < result.grad_norm.item() < 1e-3
 
 
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])
+@pytest.mark.parametrize("unit_images", [1, 4])
+def test_an_exact_step_is_the_step_of_the_plain_engine(data: Path, max_grad_norm: float, unit_images: int) -> None:
+    results, weights = [], []
+    for reduction in ("fast", "exact"):
+        train = {"global_batch_size": 12, "precision": "fp64", "reduction": reduction, "unit_images": unit_images}
+        optim = {"max_grad_norm": max_grad_norm, "warmup_steps": 0}
+        config = tiny_config(data, Path("/unused"), "unused", train=train, optim=optim)
+        engine = engine_for(config, zero_init=False)
+        results.append(engine.step(random_batch(12)))
+        weights.append(engine.model_state())
+    torch.testing.assert_close(results[1].losses, results[0].losses, rtol=1e-10, atol=0)
+    torch.testing.assert_close(results[1].grad_norm, results[0].grad_norm, rtol=1e-10, atol=0)
+    for name, expected in weights[0].items():
+        if not name.endswith(NO_GRADIENT):
+            torch.testing.assert_close(weights[1][name], expected, rtol=1e-6, atol=1e-9, msg=name)
+
+
 def test_the_rate_rises_from_zero_and_stays() -> None:
     config = tiny_config(
         Path("/unused"), Path("/unused"), "unused", optim={"learning_rate": 2e-4, "warmup_steps": 5000}
@@ -142,8 +175,9 @@ def test_the_rate_rises_from_zero_and_stays() -> None:
     assert [engine.learning_rate(step) for step in (0, 2500, 5000, 10**6)] == [0.0, 1e-4, 2e-4, 2e-4]
 
 
-def test_a_gradient_that_is_not_finite_changes_no_weight(data: Path) -> None:
-    config = tiny_config(data, Path("/unused"), "unused")
+@pytest.mark.parametrize("reduction", ["fast", "exact"])
+def test_a_gradient_that_is_not_finite_changes_no_weight(data: Path, reduction: str) -> None:
+    config = tiny_config(data, Path("/unused"), "unused", train={"reduction": reduction})
     engine = engine_for(config)
     with torch.no_grad():
         engine.module.get_parameter("conv_in.bias")[0] = float("nan")

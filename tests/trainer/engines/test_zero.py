@@ -38,6 +38,7 @@ def all_jobs() -> dict[str, Job]:
         "zero3-warm": Job(2, job_config("zero3", ema={"decay": 0.9, "warmup": True}), stop=6, follow_ema=True),
         "twice-a": Job(2, dropout, stop=6),
         "twice-b": Job(2, dropout, stop=6),
+        "plain-dropout": Job(1, job_config("ddp", model=DROPOUT), stop=6),
         **{f"{stage}-2-short": Job(2, job_config(stage), stop=6) for stage in ("zero2", "zero3")},
         "chain-ddp-2": Job(2, job_config("ddp"), stop=7),
         "chain-zero3-3": Job(3, job_config("zero3"), 7, 14, resume_from="chain-ddp-2"),
@@ -146,6 +147,12 @@ def test_the_same_engine_and_workers_twice_are_equal_to_the_bit_with_dropout(job
     assert first == second
     assert first["losses"] != jobs.results("zero3-2-short")["losses"]
     assert_equal_states(jobs, "twice-a", "twice-b")
+
+
+def test_dropout_drops_the_same_in_any_engine_on_any_number_of_workers(jobs: Jobs) -> None:
+    plain, found = jobs.results("plain-dropout"), jobs.results("twice-a")
+    assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    assert found["norms"] == pytest.approx(plain["norms"], rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", STAGES)
