@@ -43,8 +43,8 @@ def train(data: Path | str, storage: Path, name: str, *arguments: str, **environ
 
 @contextmanager
 def paced(data: Path, storage: Path, name: str) -> Iterator[Running]:
-    """A run whose steps take a second, once it has the checkpoint of step 2."""
-    arguments = [*arguments_for(data, storage, name), "--workers.step_timeout_seconds", "600"]  # it may be made to sleep
+    """A run whose steps take a second, and may sleep for minutes, once it has the checkpoint of step 2."""
+    arguments = [*arguments_for(data, storage, name), "--workers.step_timeout_seconds", "600"]
     with Running(storage / "logs", arguments, PACED) as running:
         wait_for(lambda: checkpoint_names(storage / name) == ["step-00000002"])
         yield running
