@@ -1,5 +1,6 @@
 """A real Slurm of one node, on a host of its own (tests/support/hosts.py): munge, controller, node daemon."""
 
+import contextlib
 import re
 import secrets
 import shutil
@@ -41,6 +42,7 @@ class Slurm:
     def __init__(self, host: Host, folder: Path):
         self.host, self.folder = host, folder
         (folder / "slurm.conf").write_text(_CONFIG.format(name=host.name, address=host.address, folder=folder))
+        (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # loaded, and used for nothing
         (folder / "munge.key").write_bytes(secrets.token_bytes(64))
         (folder / "munge.key").chmod(0o400)
         for name in ("state", "spool"):
@@ -62,7 +64,9 @@ class Slurm:
 
     def _daemon(self, *command: str) -> None:
         log = subprocess.DEVNULL
-        self._daemons.append(self.host.start(*command, environment=self.environment, stdout=log, stderr=log))
+        # It sees its own processes alone: `ray symmetric-run` refuses where any Ray runs on the machine.
+        alone = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+        self._daemons.append(self.host.start(*alone, *command, environment=self.environment, stdout=log, stderr=log))
 
     def __call__(self, *command: str, check: bool = True) -> str:
         process = self.host.start(*command, environment=self.environment, cwd=self.folder)
@@ -94,6 +98,8 @@ class Slurm:
     def stop(self) -> None:
         for daemon in reversed(self._daemons):
             daemon.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                daemon.wait(10)
         self.host.end_processes()
 
 

@@ -41,15 +41,15 @@ def test_a_run_is_preempted_with_a_checkpoint_requeued_and_finished(
 ) -> None:
     """USR1 to the batch script is what Slurm sends before the time is up, or a preemption."""
     where = ("--data.path", str(data), "--run.storage", str(tmp_path))
-    job = slurm.submit(script, *SMALL, *where, "--train.num_steps", "3000")
+    job = slurm.submit(script, *SMALL, *where, "--train.num_steps", "400")
     spool = tmp_path / "run" / "spool" / "train.jsonl"
-    slurm.wait_for(lambda: spool.exists() and '"step": 20,' in spool.read_text())
+    slurm.wait_for(lambda: spool.exists() and '"step": 5,' in spool.read_text())
     slurm("scancel", "--batch", "--signal=USR1", job)
     slurm.wait_for(lambda: slurm.state(job) in ("PENDING", "REQUEUED"))
     assert "requeued" in slurm.log(job)
     stopped = newest_step(tmp_path / "run")
-    assert 20 <= stopped < 3000
-    slurm("scontrol", "update", f"jobid={job}", "starttime=now")
-    slurm.wait_for(lambda: f"training from step {stopped} to 3000" in slurm.log(job))
-    slurm.wait_for(lambda: slurm.state(job) == "COMPLETED")
-    assert newest_step(tmp_path / "run") == 3000
+    assert 5 <= stopped < 400
+    slurm("scontrol", "update", f"jobid={job}", "starttime=now+5seconds")  # Slurm itself waits two minutes
+    slurm.wait_for(lambda: f"training from step {stopped} to 400" in slurm.log(job))
+    slurm.wait_for(lambda: slurm.state(job) == "COMPLETED", 600)
+    assert newest_step(tmp_path / "run") == 400
