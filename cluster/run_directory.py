@@ -2,11 +2,11 @@
 
 import functools
 import logging
-import re
 from pathlib import Path
 
 from cluster.lease import is_held
-from cluster.storage import COMPLETE
+from common.checkpoint_names import CHECKPOINT_NAME, COMPLETE
+from common.checkpoint_names import CHECKPOINTS as CHECKPOINTS
 
 RUN = "run.json"
 """Config, digests, MLflow run, versions: what the run is."""
@@ -18,8 +18,6 @@ STOP = "STOP"
 """A file that asks the run to checkpoint and end."""
 CHECKPOINT_REQUEST = "CHECKPOINT"
 """A file that asks the run to checkpoint and train on; gone once the checkpoint is committed."""
-CHECKPOINTS = "checkpoints"
-"""Folder of `step-<step>-<attempt>/`, see `checkpoint_name`."""
 EVALUATIONS = "evals"
 """Folder of `<checkpoint>/<protocol digest>.json`, and `.lease` while an evaluation holds the checkpoint."""
 REPORTS = "reports"
@@ -40,19 +38,18 @@ RAY = "ray"
 """Folder of Ray Train's own state, one for each attempt."""
 
 _log = logging.getLogger(__name__)
-_CHECKPOINT_NAME = re.compile(r"step-(\d{8}|[1-9]\d{8,})-[0-9a-z]+")
 
 
 def checkpoint_name(step: int, attempt: str) -> str:
     """step: completed updates. attempt: lower-case letters and digits, another one for each attempt at the run."""
     name = f"step-{step:08d}-{attempt}"
-    assert _CHECKPOINT_NAME.fullmatch(name), name
+    assert CHECKPOINT_NAME.fullmatch(name), name
     return name
 
 
 def checkpoint_step(name: str) -> int:
     """The step of a checkpoint by its name. Raises ValueError if the name is not one that `checkpoint_name` gives."""
-    found = _CHECKPOINT_NAME.fullmatch(name)
+    found = CHECKPOINT_NAME.fullmatch(name)
     if found is None:
         raise ValueError(f"checkpoint {name!r} is not named step-<step, at least 8 digits>-<attempt>")
     return int(found[1])
@@ -78,7 +75,7 @@ def complete_checkpoints(run_directory: Path) -> list[Path]:
     for path in parent.iterdir():
         if path.name.startswith(".") or (age := _committed_nanoseconds(path)) is None:
             continue
-        if _CHECKPOINT_NAME.fullmatch(path.name):
+        if CHECKPOINT_NAME.fullmatch(path.name):
             ages[path] = age
         else:
             _leave_alone(path)

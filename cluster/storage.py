@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.checkpoint_names import COMPLETE as COMPLETE
 from common.files import TEMPORARY, fsync, fsync_name, read_json, sha256_of_file, temporary_name, write_json_atomic
 
-COMPLETE = "COMPLETE.json"
 _TRASH = ".trash-"
 _log = logging.getLogger(__name__)
 

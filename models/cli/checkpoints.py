@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-_NAME = re.compile(r"step-(\d{8,})-.+")
-_COMMITTED = "COMPLETE.json"
+from common.checkpoint_names import CHECKPOINT_NAME, CHECKPOINTS, COMPLETE
 
 
 def checkpoint_of(place: Path, step: int | None = None) -> Path:
@@ -15,14 +13,14 @@ def checkpoint_of(place: Path, step: int | None = None) -> Path:
     Raises FileNotFoundError, naming the steps there are, if the run has no such checkpoint; ValueError if a step is
     given for what is no run.
     """
-    folder = place / "checkpoints"
+    folder = place / CHECKPOINTS
     if not folder.is_dir():
         if step is not None:
             raise ValueError(f"step is {step}, but {place} is not a run's directory: leave it out for a snapshot")
         return place
     found = []
     for path in folder.iterdir():
-        name, committed = _NAME.fullmatch(path.name), path / _COMMITTED
+        name, committed = CHECKPOINT_NAME.fullmatch(path.name), path / COMPLETE
         if name and committed.is_file():
             found.append((int(name[1]), committed.stat().st_mtime_ns, path))
     wanted = [entry for entry in found if step in (None, entry[0])]

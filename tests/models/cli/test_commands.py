@@ -48,7 +48,12 @@ def test_sample_writes_images_that_batches_do_not_change(snapshot, tmp_path):
 
 
 def test_a_run_is_sampled_from_its_newest_complete_checkpoint_or_that_of_a_step(snapshot, tmp_path, capsys):
-    for name, committed in (("step-00000003-a", True), ("step-00000020-b", True), ("step-00000100-c", False)):
+    for name, committed in (
+        ("step-00000003-a", True),
+        ("step-00000020-b", True),
+        ("step-00000100-c", False),
+        ("step-00000020-kept.by-me", True),
+    ):
         shutil.copytree(snapshot, tmp_path / "run" / "checkpoints" / name)
         if committed:
             (tmp_path / "run" / "checkpoints" / name / "COMPLETE.json").write_text("{}")
