@@ -1,6 +1,7 @@
 """The parser of every command line: dashes and underscores alike, whole names only, mistakes in words of the user."""
 
 import argparse
+import itertools
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -53,7 +54,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse does. Raises UsageError."""
-        parsed, unknown = self.parse_known_args(dashed(args or []), namespace)
+        arguments = dashed(args or [])
+        try:
+            parsed, unknown = self.parse_known_args(arguments, namespace)
+        except UsageError:
+            # The value of an option that does not exist may have been read as a positional argument.
+            self._refuse_unknown_options(arguments)
+            raise
         if unknown:
             self._refuse(unknown[0])
         return parsed
@@ -65,12 +72,20 @@ class Parser(argparse.ArgumentParser):
                 break
         raise UsageError(message if "did you mean" in message else f"{message}; see {self.prog} --help")
 
+    def _options(self) -> list[str]:
+        return ["--help", *(option for action, _ in self.values for option in action.option_strings)]
+
+    def _refuse_unknown_options(self, arguments: Sequence[str]) -> None:
+        ours = itertools.takewhile(lambda argument: argument != "--", arguments)
+        for argument in ours:
+            if argument.startswith("--") and argument.partition("=")[0] not in self._options():
+                self._refuse(argument)
+
     def _refuse(self, argument: str) -> NoReturn:
         if not argument.startswith("--"):
             raise UsageError(f"{argument} is not expected here; see {self.prog} --help")
         name = argument.partition("=")[0]
-        known = ["--help", *(option for action, _ in self.values for option in action.option_strings)]
-        raise UsageError(f"unknown option {name}{did_you_mean(name, known) or f'; see {self.prog} --help'}")
+        raise UsageError(f"unknown option {name}{did_you_mean(name, self._options()) or f'; see {self.prog} --help'}")
 
 
 class _Formatter(argparse.HelpFormatter):

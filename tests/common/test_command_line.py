@@ -185,6 +185,7 @@ def test_what_follows_two_dashes_arrives_as_it_was_typed_with_the_exit_code_of_t
         ("bake a.txt --degrees 301", "degrees=301.0: at most 300"),
         ("order --num-guests 2", "NAMES is missing; see cook order --help"),
         ("order soup", "--num-guests is missing; see cook order --help"),
+        ("order --num-guest 2", "unknown option --num-guest; did you mean --num-guests?"),
         ("order soup --num-guests -1", "num_guests is negative"),
         ("order soup --num-guests 8", "too many guests"),
         ("weigh 3", "what follows -- is missing: cook weigh -- ARGUMENTS"),
