@@ -10,6 +10,7 @@ from typing import Literal
 from common.checks import check_whole
 from common.command_line import CommandLine, run
 from models.cli.sampling import sample
+from models.cli.strips import interpolate, noise, progressive, variations
 from models.trained.batches import batch_size_for
 
 
@@ -146,18 +147,25 @@ COMMAND_LINE = CommandLine(
     description="Sample from trained diffusion models, measure their likelihood, convert and inspect them.",
     commands={
         "sample": sample,
+        "interpolate": interpolate,
+        "variations": variations,
+        "progressive": progressive,
+        "noise": noise,
         "inspect": inspect,
         "likelihood": likelihood,
         "export": export_snapshot,
         "import": import_snapshot,
     },
     examples=(
-        "sample runs/NAME/checkpoints/step-00100000-... --num-images 64 --sampler ddim --num-sampling-steps 50",
+        "sample runs/NAME --num-images 64 --sampler ddim --num-sampling-steps 50",
+        "interpolate runs/NAME --images one.jpg --images other.jpg",
+        "progressive runs/NAME --animation samples/progressive.gif",
         "likelihood snapshot data/photos --num-images 512",
         "export snapshot out --format diffusers",
     ),
     interrupted=dict.fromkeys(
-        ("sample", "likelihood", "export", "import"), "interrupted; nothing was written, the same command starts anew"
+        ("sample", "interpolate", "variations", "progressive", "noise", "likelihood", "export", "import"),
+        "interrupted; nothing was written, the same command starts anew",
     ),
     # Threads that spin while they wait make small networks several times slower on a machine that is busy with other
     # work. Read by the OpenMP runtime when torch is first imported.

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from common.checks import check_whole
 from models.trained.batches import batch_size_for
@@ -65,26 +65,16 @@ def sample(
     loaded = load(snapshot, step, device, tracking_uri)
     process = choose_process(loaded.snapshot.diffusion, sampler, num_sampling_steps)
     num_batches = math.ceil(num_images / batch_size_for(batch_size, loaded.snapshot.model_config))
+    drawn: dict[str, Any] = {"seed": seed, "sampler": sampler, "eta": eta, "first_index": first_index}
     with progress_bar("sampling", process.num_steps * num_batches) as advance:
-        images = loaded.sample(
-            num_images,
-            seed=seed,
-            sampler=sampler,
-            num_sampling_steps=num_sampling_steps,
-            eta=eta,
-            first_index=first_index,
-            batch_size=batch_size,
-            progress=advance,
-        )
+        how = {**drawn, "num_sampling_steps": num_sampling_steps, "batch_size": batch_size}
+        images = loaded.sample(num_images, **how, progress=advance)
     record = {
         "snapshot": str(loaded.place),
         "provenance": loaded.snapshot.provenance,
         "num_images": num_images,
-        "first_index": first_index,
-        "seed": seed,
-        "sampler": sampler,
+        **drawn,
         "timesteps": process.timesteps.tolist(),
-        "eta": eta,
     }
     output.mkdir(parents=True, exist_ok=True)
     places = [FORMATS[name](images, first_index, output) for name in dict.fromkeys(format)]
