@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 """The folder that holds our packages: a checkout, a Ray job's copy of them, or site-packages."""
-PACKAGES = ("common", "models", "data_pipeline", "cluster", "eval", "trainer")
+PACKAGES = ("common", "models", "data_pipeline", "cluster", "eval", "trainer", "rayddpm")
 
 
 def command(*arguments: str) -> list[str]:

@@ -47,7 +47,8 @@ class Parser(argparse.ArgumentParser):
             settings["type"] = _converter(kind)
         else:
             del settings["metavar"]
-        shown = "" if default is None or default is False or default == "" else f" (default: {show_value(default)})"
+        nothing = default is None or default is False or default in ("", (), [])
+        shown = "" if nothing else f" (default: {show_value(default)})"
         action: argparse.Action = (group or self).add_argument(name, help=(text + shown).replace("%", "%%"), **settings)
         self.values.append((action, kind))
         return action

@@ -1,6 +1,8 @@
-"""Pictures made of 8-bit images: grids, and PNG files that appear whole. NumPy in, so that no torch is needed."""
+"""Pictures made of 8-bit images: grids, PNG files and animations that appear whole. NumPy in, so that no torch is
+needed."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from common.files import write_bytes_atomic
 
 PAPER = 255
 """What lies between the images of a grid: white."""
+ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
+"""Suffix of an animation -> Pillow's name of its format."""
 
 
 def tile(images: np.ndarray, num_columns: int, gap: int, border: tuple[int, int] = (0, 0)) -> np.ndarray:
@@ -50,3 +54,24 @@ def png_bytes(image: Image.Image, **options: Any) -> bytes:
 def write_png(path: Path, image: Image.Image, **options: Any) -> None:
     """Replace `path` whole, so that no reader sees half a picture. Options as for png_bytes. Raises OSError."""
     write_bytes_atomic(path, png_bytes(image, **options))
+
+
+def write_animation(path: Path, frames: Sequence[Image.Image], frame_milliseconds: int) -> None:
+    """Replace `path` whole by an animation that runs without end: WebP without loss, or GIF, by its suffix.
+
+    Frames: at least one, of one size. Equal ones in a row may be kept as one that is shown longer. A GIF has 256
+    colours in a frame. Raises OSError.
+    """
+    buffer = io.BytesIO()
+    first, *others = frames
+    options: dict[str, Any] = {"lossless": True} if path.suffix.lower() == ".webp" else {}
+    first.save(
+        buffer,
+        format=ANIMATIONS[path.suffix.lower()],
+        save_all=True,
+        append_images=others,
+        duration=frame_milliseconds,
+        loop=0,
+        **options,
+    )
+    write_bytes_atomic(path, buffer.getvalue())

@@ -7,7 +7,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("common", "models", "data_pipeline", "cluster", "eval", "trainer")
+PACKAGES = ("common", "models", "data_pipeline", "cluster", "eval", "trainer", "rayddpm")
 PAGE = ROOT / "docs" / "ARCHITECTURE.md"
 HEADING = "\n## Files\n"
 
@@ -25,8 +25,8 @@ def _package(package: Path) -> str:
 def _folder(folder: Path) -> str:
     name = folder.relative_to(ROOT).as_posix()
     rows = [f"| `{path.name}` | {_idea(path)} |" for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
-    head = f"\n`{name}/`: {_idea(folder / '__init__.py')}\n\n| file | its idea |\n|---|---|\n"
-    return head + "\n".join(rows) + "\n"
+    table = "\n| file | its idea |\n|---|---|\n" + "\n".join(rows) + "\n" if rows else ""
+    return f"\n`{name}/`: {_idea(folder / '__init__.py')}\n{table}"
 
 
 def _idea(path: Path) -> str:

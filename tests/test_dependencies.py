@@ -12,7 +12,7 @@ import pytest
 
 from common.code import ROOT
 
-PACKAGES = ("common", "models", "data_pipeline", "cluster", "eval", "trainer")
+PACKAGES = ("common", "models", "data_pipeline", "cluster", "eval", "trainer", "rayddpm")
 
 # Where each module may be imported: files, or folders by their final slash.
 IMPORTERS: dict[str, tuple[str, ...]] = {
@@ -33,7 +33,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "jinja2": ("eval/reports/report.py", "eval/web/page_data.py"),
     "lmdb": ("data_pipeline/sources/tables.py",),
     "matplotlib": ("eval/reports/curves.py", "models/likelihood_report.py"),
-    "mlflow": ("cluster/tracking/uploader.py", "eval/registry.py", "models/cli/registry_uri.py"),
+    "mlflow": ("cluster/tracking/uploader.py", "eval/registry.py", "models/trained/registry_uri.py"),
     "psutil": ("cluster/local.py", "cluster/network.py", "common/process.py", "trainer/hooks/metrics.py"),
     "pyarrow": ("data_pipeline/sources/tables.py",),
     "pydantic": ("eval/web/app.py",),

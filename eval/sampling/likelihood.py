@@ -9,11 +9,11 @@ from torch import Tensor
 from common.checks import check_whole
 from data_pipeline.storage.dataset import Dataset
 from eval.metrics.reference import ImageSource
-from models.cli.batches import batch_size_for
 from models.likelihood import Bound, variational_bound
 from models.pixels import from_uint8
 from models.samplers import choose_process
 from models.snapshot import Snapshot
+from models.trained.batches import batch_size_for
 
 ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
 """(title, number of steps) -> a context that shows them; what it yields is called after each step."""

@@ -9,24 +9,26 @@ from typing import Literal
 
 from common.checks import check_whole
 from common.command_line import CommandLine, run
-from models.cli.batches import batch_size_for
 from models.cli.sampling import sample
+from models.cli.strips import interpolate, noise, progressive, variations
+from models.trained.batches import batch_size_for
 
 
-def inspect(snapshot: Path, tracking_uri: str | None = None) -> None:
+def inspect(snapshot: Path, tracking_uri: str | None = None, step: int | None = None) -> None:
     """Show what a snapshot is: architecture, parameters, diffusion, provenance; checks that the weights are whole.
 
     Args:
-        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
+        snapshot: Directory of a run, a checkpoint or a snapshot, or models:/NAME@ALIAS of an MLflow registry.
         tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
+        step: Take the run's checkpoint of this step; the newest complete one if not given.
     """
-    from models.cli.registry_uri import open_snapshot
+    from models.trained.model import load
 
-    loaded = open_snapshot(snapshot, tracking_uri=tracking_uri)
-    num_parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    model = load(snapshot, step, "cpu", tracking_uri)
+    loaded = model.snapshot
     config, diffusion = loaded.model_config, loaded.diffusion_config
     report = {
-        "num_parameters": num_parameters,
+        "num_parameters": model.num_parameters,
         "model": vars(config),
         "diffusion": vars(diffusion),
         "alphas_cumprod_at_T": float(loaded.diffusion.tables.alphas_cumprod[-1]),
@@ -45,6 +47,7 @@ def likelihood(
     device: str = "auto",
     output: Path | None = None,
     tracking_uri: str | None = None,
+    step: int | None = None,
 ) -> None:
     """Bound the negative log-likelihood of images, in bits per dimension, with its terms.
 
@@ -52,7 +55,7 @@ def likelihood(
     directory also likelihood.json, with every timestep's term and the rate-distortion curve, and that curve's plot.
 
     Args:
-        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
+        snapshot: Directory of a run, a checkpoint or a snapshot, or models:/NAME@ALIAS of an MLflow registry.
         data: Folder of images of the model's size, or .npz or .npy of uint8 (N, H, W, C).
         num_images: How many images to use, from the first; all by default.
         num_sampling_steps: Bound the shorter chain that visits this many evenly spaced timesteps; all by default.
@@ -61,21 +64,21 @@ def likelihood(
         device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
         output: Directory for likelihood.json and rate_distortion.png, made if missing.
         tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
+        step: Take the run's checkpoint of this step; the newest complete one if not given.
     """
     import torch
 
     from models import likelihood_report
     from models.cli import image_files
-    from models.cli.device import choose_device
     from models.cli.pictures import progress_bar
-    from models.cli.registry_uri import open_snapshot
     from models.likelihood import variational_bound
     from models.pixels import from_uint8
     from models.samplers import choose_process
+    from models.trained.model import load
 
     if num_images is not None:
         check_whole("num_images", num_images, 1)
-    loaded = open_snapshot(snapshot, choose_device(device), tracking_uri)
+    loaded = load(snapshot, step, device, tracking_uri).snapshot
     process = choose_process(loaded.diffusion, "ddpm", num_sampling_steps)
     bounds = []
     first_index = 0
@@ -98,19 +101,21 @@ def export_snapshot(
     dest: Path,
     format: Literal["diffusers", "pesser", "annotated"] = "diffusers",
     tracking_uri: str | None = None,
+    step: int | None = None,
 ) -> None:
     """Convert a snapshot for another program.
 
     Args:
-        snapshot: Directory of a snapshot or of a training checkpoint, or models:/NAME@ALIAS of an MLflow registry.
+        snapshot: Directory of a run, a checkpoint or a snapshot, or models:/NAME@ALIAS of an MLflow registry.
         dest: For diffusers a directory that DDPMPipeline.from_pretrained loads; otherwise a state-dict file.
         format: diffusers; pesser, the names of pesser/pytorch_diffusion; or annotated, the labml.ai tutorial's.
         tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
+        step: Take the run's checkpoint of this step; the newest complete one if not given.
     """
-    from models.cli.registry_uri import open_snapshot
     from models.convert.tables import EXPORTS
+    from models.trained.model import load
 
-    EXPORTS[format](open_snapshot(snapshot, tracking_uri=tracking_uri), dest)
+    EXPORTS[format](load(snapshot, step, "cpu", tracking_uri).snapshot, dest)
     print(f"wrote {dest} ({format})")
 
 
@@ -142,18 +147,25 @@ COMMAND_LINE = CommandLine(
     description="Sample from trained diffusion models, measure their likelihood, convert and inspect them.",
     commands={
         "sample": sample,
+        "interpolate": interpolate,
+        "variations": variations,
+        "progressive": progressive,
+        "noise": noise,
         "inspect": inspect,
         "likelihood": likelihood,
         "export": export_snapshot,
         "import": import_snapshot,
     },
     examples=(
-        "sample runs/NAME/checkpoints/step-00100000-... --num-images 64 --sampler ddim --num-sampling-steps 50",
+        "sample runs/NAME --num-images 64 --sampler ddim --num-sampling-steps 50",
+        "interpolate runs/NAME --images one.jpg --images other.jpg",
+        "progressive runs/NAME --animation samples/progressive.gif",
         "likelihood snapshot data/photos --num-images 512",
         "export snapshot out --format diffusers",
     ),
     interrupted=dict.fromkeys(
-        ("sample", "likelihood", "export", "import"), "interrupted; nothing was written, the same command starts anew"
+        ("sample", "interpolate", "variations", "progressive", "noise", "likelihood", "export", "import"),
+        "interrupted; nothing was written, the same command starts anew",
     ),
     # Threads that spin while they wait make small networks several times slower on a machine that is busy with other
     # work. Read by the OpenMP runtime when torch is first imported.

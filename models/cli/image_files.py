@@ -42,13 +42,13 @@ def read_batches(source: Path, shape: tuple[int, int, int], batch_size: int, lim
 
 
 def _images(source: Path) -> Iterator[tuple[str, np.ndarray]]:
-    if _is_packed(source):
+    if is_packed(source):
         raise ValueError(f"{source} is a packed data set: measure it by `python -m eval likelihood SNAPSHOT {source}`")
     if source.is_dir():
         for file in sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()):
             yield str(file), _decode(file.read_bytes(), str(file))
     elif source.suffix in (".npz", ".npy") and source.is_file():
-        images = _load_array(source)
+        images = load_array(source)
         yield from ((f"{source}, image {number}", image) for number, image in enumerate(images))
     elif source.is_file():
         raise ValueError(f"{source} is neither a folder nor an .npz or .npy file")
@@ -56,13 +56,14 @@ def _images(source: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise FileNotFoundError(f"{source} does not exist: give a folder of images, or an .npz or .npy file")
 
 
-def _is_packed(source: Path) -> bool:
+def is_packed(source: Path) -> bool:
     """Whether this is what data_pipeline packs, which is read from above: the folder, its manifest, a shard."""
     is_shard = source.suffix == ".tar" and source.is_file()
     return is_shard or (source / "manifest.json").is_file() or any(source.glob("*.tar"))
 
 
-def _load_array(source: Path) -> np.ndarray:
+def load_array(source: Path) -> np.ndarray:
+    """What an .npz or .npy file holds: (N, H, W) or (N, H, W, C) uint8. Raises ValueError if that is something else."""
     loaded = _numpy(source, str(source))
     if isinstance(loaded, np.lib.npyio.NpzFile):
         names = loaded.files

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from common.checks import check_whole
-from models.cli.batches import batch_size_for
-from models.cli.checkpoints import checkpoint_of
+from models.trained.batches import batch_size_for
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
-
-    from models.diffusion import GaussianDiffusion
+    from models.trained.model import Images
 
 NUM_SHOWN = 100
 """Images in the grid at most."""
 
 SamplerName = Literal["ddpm", "ddim", "dpm-solver++"]
+Format = Literal["npz", "grid", "png"]
+_DEFAULT_FORMATS: list[Format] = ["npz", "grid"]
 
 
 def sample(
@@ -34,12 +33,13 @@ def sample(
     batch_size: int | None = None,
     device: str = "auto",
     output: Path = Path("samples"),
+    format: list[Format] = _DEFAULT_FORMATS,
     tracking_uri: str | None = None,
     step: int | None = None,
 ) -> None:
     """Generate images from a run, a training checkpoint or a snapshot, with the averaged weights (EMA).
 
-    Writes samples.npz (uint8 array "images" of shape (N, H, W, C)), grid.png and sampling.json.
+    Writes into the output folder what --format asks for, and sampling.json, which says how the images were made.
 
     Args:
         snapshot: Directory of a run, a checkpoint or a snapshot, or models:/NAME@ALIAS of an MLflow registry.
@@ -51,63 +51,64 @@ def sample(
         first_index: Index of the first image, to continue an earlier set.
         batch_size: Images made at a time; bounds the memory, does not change the images. By default fewer, the larger.
         device: auto, cpu, cuda or cuda:0; auto takes a GPU if there is one.
-        output: Directory for the results, made if missing.
+        output: Folder for the results, made if missing.
+        format: npz: samples.npz, uint8 array "images" of shape (N, H, W, C); grid: grid.png; png: a file for each,
+            named by its index, such as 000012.png. Give it again for each further one.
         tracking_uri: Where the MLflow registry is, for a models:/ name; $MLFLOW_TRACKING_URI if not given.
         step: Take the run's checkpoint of this step; the newest complete one if not given.
     """
-    import torch
-
-    from models.cli.device import choose_device
-    from models.cli.registry_uri import open_snapshot
+    from models.cli.pictures import progress_bar
     from models.samplers import choose_process
+    from models.trained.model import load
 
     check_whole("num_images", num_images, 1)
-    check_whole("first_index", first_index, 0)
-    if eta and sampler != "ddim":
-        raise ValueError(f"eta is {eta}, but only the sampler ddim has it: leave it out for {sampler}")
-    loaded = open_snapshot(snapshot := checkpoint_of(snapshot, step), choose_device(device), tracking_uri)
-    process = choose_process(loaded.diffusion, sampler, num_sampling_steps)
-    num_at_once = batch_size_for(batch_size, loaded.model_config)
-    batches = torch.arange(first_index, first_index + num_images).split(num_at_once)
-    images = _generate(loaded.model, process, batches, seed, sampler, eta)
+    loaded = load(snapshot, step, device, tracking_uri)
+    process = choose_process(loaded.snapshot.diffusion, sampler, num_sampling_steps)
+    num_batches = math.ceil(num_images / batch_size_for(batch_size, loaded.snapshot.model_config))
+    drawn: dict[str, Any] = {"seed": seed, "sampler": sampler, "eta": eta, "first_index": first_index}
+    with progress_bar("sampling", process.num_steps * num_batches) as advance:
+        how = {**drawn, "num_sampling_steps": num_sampling_steps, "batch_size": batch_size}
+        images = loaded.sample(num_images, **how, progress=advance)
     record = {
-        "snapshot": str(snapshot),
-        "provenance": loaded.provenance,
+        "snapshot": str(loaded.place),
+        "provenance": loaded.snapshot.provenance,
         "num_images": num_images,
-        "first_index": first_index,
-        "seed": seed,
-        "sampler": sampler,
+        **drawn,
         "timesteps": process.timesteps.tolist(),
-        "eta": eta,
     }
-    _write_samples(images, record, output)
+    output.mkdir(parents=True, exist_ok=True)
+    places = [FORMATS[name](images, first_index, output) for name in dict.fromkeys(format)]
+    (output / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{len(images)} images: {', '.join(places)}")
 
 
-def _generate(
-    model: nn.Module, process: GaussianDiffusion, batches: Sequence[Tensor], seed: int, sampler: str, eta: float
-) -> np.ndarray:
-    """The images of all batches of indices, (N, H, W, C) uint8, with progress on stderr."""
-    import torch
-
-    from models.cli.pictures import progress_bar
-    from models.pixels import to_uint8
-    from models.samplers import sample
-
-    made = []
-    with progress_bar("sampling", process.num_steps * len(batches)) as advance:
-        for batch in batches:
-            x_0 = sample(model, process, batch, seed, sampler, eta=eta, progress=advance)
-            made.append(to_uint8(x_0).permute(0, 2, 3, 1).cpu())
-    return torch.cat(made).numpy()
-
-
-def _write_samples(images: np.ndarray, record: dict[str, Any], directory: Path) -> None:
+def _write_npz(images: Images, first_index: int, folder: Path) -> str:
     import numpy as np
 
+    np.savez_compressed(folder / "samples.npz", images=images)
+    return str(folder / "samples.npz")
+
+
+def _write_grid(images: Images, first_index: int, folder: Path) -> str:
     from models.cli.pictures import write_grid
 
-    directory.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(directory / "samples.npz", images=images)
-    write_grid(images[:NUM_SHOWN], directory / "grid.png")
-    (directory / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{len(images)} images in {directory / 'samples.npz'}, shown in {directory / 'grid.png'}")
+    write_grid(images[:NUM_SHOWN], folder / "grid.png")
+    return str(folder / "grid.png")
+
+
+def _write_pngs(images: Images, first_index: int, folder: Path) -> str:
+    from common.pictures import as_image, write_png
+
+    names = [f"{index:06d}.png" for index in range(first_index, first_index + len(images))]
+    for name, image in zip(names, images, strict=True):
+        write_png(folder / name, as_image(image))
+    return f"{folder / names[0]} to {names[-1]}"
+
+
+FORMATS: dict[Format, Callable[[Images, int, Path], str]] = {
+    "npz": _write_npz,
+    "grid": _write_grid,
+    "png": _write_pngs,
+}
+"""How images can be written: (images, index of the first, folder) -> where they are, in words."""
+assert FORMATS.keys() == {*get_args(Format)}

@@ -69,3 +69,14 @@ def test_two_workers_train_two_steps_and_the_model_is_sampled(installed: Path, f
     sampling = ["--num-images", "2", "--num-sampling-steps", "2", "--sampler", "ddim", "--device", "cpu"]
     rayddpm(installed, folder, "models", "sample", str(checkpoint), *sampling, "--output", "samples")
     assert (folder / "samples" / "grid.png").is_file()
+
+
+def test_the_wheel_is_imported_by_its_one_name(installed: Path, folder: Path) -> None:
+    """With the types that a checker follows, and whatever lies in the current folder."""
+    code = "import rayddpm; print(rayddpm.__file__, rayddpm.load.__module__, rayddpm.TrainedModel.sample.__doc__[:10])"
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    arguments = [sys.executable, "-P", "-c", code]  # -P: Python itself puts the current folder first
+    shown = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.split()[0] == str(installed / "rayddpm" / "__init__.py")
+    assert all((installed / package / "py.typed").is_file() for package in ("rayddpm", "models", "common"))

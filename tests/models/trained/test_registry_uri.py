@@ -8,8 +8,8 @@ import pytest
 
 from eval.cli.commands import main as eval_main
 from models.cli.commands import main
-from models.cli.registry_uri import open_snapshot
 from models.snapshot import load_snapshot
+from models.trained.registry_uri import open_snapshot
 from tests.eval.reports.test_report import add_result
 from tests.support.evaluation import make_run
 
