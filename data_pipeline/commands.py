@@ -81,20 +81,21 @@ def pack(
 
 
 def demo(
-    name: Literal["digits", "faces"],
+    name: Literal["digits", "faces", "mnist"],
     dest: str,
     image_size: int | None = None,
     num_images: int | None = None,
     seed: int = 0,
     num_processes: int | None = None,
 ) -> None:
-    """Pack a data set that needs no download: scikit-learn's handwritten digits, or drawn faces.
+    """Pack a data set that needs no download: handwritten digits, drawn faces, or a part of MNIST.
 
     Args:
-        name: digits (1797 grey images of 8 pixels) or faces (as many RGB faces as you like, up to 256 pixels)
+        name: digits (scikit-learn's, 1797 grey images of 8 pixels), faces (drawn, as many RGB images as you like, up to
+            256 pixels) or mnist (5000 grey images, padded to 32 pixels; needs pip install 'rayddpm[mnist]')
         dest: new folder for the shards
-        image_size: side in pixels; digits 8, faces 64 by default
-        num_images: how many; digits 1797, faces 2000 by default
+        image_size: side in pixels; digits 8, faces 64, mnist 32 by default
+        num_images: how many; digits 1797, faces 2000, mnist 5000 by default
         seed: another seed draws other faces
         num_processes: processes to use; all cores by default
     """
@@ -117,7 +118,7 @@ def verify(dest: str) -> None:
 
     with _progress("verifying") as advance:
         manifest = verify_dataset(resolve_path(dest), lambda done, total: advance(done, total, 0))
-    print(f"ok: {manifest.num_samples} samples in {len(manifest.shards)} shards, digest {manifest.digest}")
+    print(f"ok: {manifest.num_samples} samples in {_shards(manifest)}, digest {manifest.digest}")
 
 
 def order(
@@ -196,11 +197,15 @@ def _runner(num_processes: int | None) -> "TaskRunner":
 
 def _print_packed(manifest: "Manifest", dest: str, num_ignored: int = 0) -> None:
     size, channels = manifest.image_size, "RGB" if manifest.image_channels == 3 else "grey"
-    print(f"{dest}: {manifest.num_samples} {channels} images of {size}x{size} in {len(manifest.shards)} shards")
+    print(f"{dest}: {manifest.num_samples} {channels} images of {size}x{size} in {_shards(manifest)}")
     print(f"digest {manifest.digest}")
     if num_ignored:
         print(f"{num_ignored} files were passed over, as their names are not those of images")
     print(f"see {dest}/report.json and {dest}/preview.png")
+
+
+def _shards(manifest: "Manifest") -> str:
+    return f"{len(manifest.shards)} shard{'s' * (len(manifest.shards) > 1)}"
 
 
 @contextmanager
