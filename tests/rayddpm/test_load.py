@@ -45,7 +45,7 @@ def test_every_public_name_is_documented() -> None:
     for name in rayddpm.__all__:
         thing = getattr(rayddpm, name)
         if name != "Images":  # an alias has none of its own
-            assert len(thing.__doc__) > 40
+            assert not thing.__doc__.startswith(f"{name}(")  # which a dataclass gives itself
     public = [value for name, value in vars(rayddpm.TrainedModel).items() if not name.startswith("_")]
     assert len(public) >= 8
     assert all(value.__doc__ for value in public if callable(value) or isinstance(value, property))
