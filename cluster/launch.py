@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,8 +169,3 @@ def _free_port() -> int:
 def in_torchrun() -> bool:
     """True in a process that torchrun started."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def in_ray_job() -> bool:
-    """True in the driver of a submitted job, whose working directory is Ray's copy and goes with the job."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "_ray_pkg_" in sys.path[0] or "_ray_pkg_" in os.getcwd()

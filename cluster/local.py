@@ -196,6 +196,16 @@ def _answers(cluster: LocalCluster) -> bool:
         return False
 
 
+def has_token() -> bool:
+    """Whether this user has a token for a Ray cluster."""
+    return bool(_token())
+
+
+def in_ray_job() -> bool:
+    """True in the driver of a submitted job, whose working directory is Ray's copy and goes with the job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "_ray_pkg_" in sys.path[0] or "_ray_pkg_" in os.getcwd()
+
+
 def _token() -> str:
     if "RAY_AUTH_TOKEN" in os.environ:
         return os.environ["RAY_AUTH_TOKEN"]

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from cluster.launch import LaunchError, Resources, Worker, WorkerFunction, in_ray_job
-from cluster.local import LOCAL_SETTINGS, client_environment
+from cluster.launch import LaunchError, Resources, Worker, WorkerFunction
+from cluster.local import LOCAL_SETTINGS, client_environment, in_ray_job
 from cluster.progress import write_progress
 from cluster.worker_processes import SIGNAL_SECONDS, WorkerError, noting_failure
 from common.code import ROOT, ours_first

@@ -12,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 """The folder that holds our packages: a checkout, a Ray job's copy of them, or site-packages."""
+CONSTRAINTS = ROOT / "constraints.txt"
+"""The versions that the code is tested with; it is not there where the code was installed as a wheel."""
 PACKAGES = ("common", "models", "data_pipeline", "cluster", "eval", "trainer", "rayddpm")
 
 
@@ -30,10 +32,12 @@ def ours_first() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def copied_packages() -> Iterator[Path]:
-    """A temporary folder with a copy of our packages and of nothing that lies beside them."""
+    """A temporary folder with a copy of our packages and, of what lies beside them, of constraints.txt alone."""
     with tempfile.TemporaryDirectory(prefix="rayddpm-code-") as folder:
         for package in PACKAGES:
             shutil.copytree(ROOT / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__"))
+        if CONSTRAINTS.is_file():
+            shutil.copy(CONSTRAINTS, folder)
         yield Path(folder)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Files whose tests start or need Ray. The last kills the head of the cluster that those before it share.
 RAY_FILES = (
     *("test_demo.py", "test_elastic.py", "test_local.py", "test_ray_runner.py", "test_ray_pool.py", "test_wheel.py"),
-    *("test_interrupts_ray.py", "test_hosts.py", "test_slurm.py"),
+    *("test_interrupts_ray.py", "test_hosts.py", "test_slurm.py", "test_jobs.py"),
     *("test_job.py", "test_ray_train.py", "test_faults_ray.py"),
 )
 # Files and markers whose tests go first, in this order.

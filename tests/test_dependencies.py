@@ -18,7 +18,7 @@ PACKAGES = ("common", "models", "data_pipeline", "cluster", "eval", "trainer", "
 IMPORTERS: dict[str, tuple[str, ...]] = {
     "torch": (
         *("models/", "eval/", "trainer/", "data_pipeline/loader.py", "data_pipeline/packing/framing.py"),
-        *("cluster/launch.py", "cluster/ray_train.py"),
+        *("cluster/launch.py", "cluster/ray_train.py", "cluster/doctor/"),
     ),
     "numpy": ("models/", "data_pipeline/", "eval/", "common/"),
     "PIL": ("data_pipeline/", "models/cli/", "common/", "eval/metrics/inception.py", "eval/sampling/grids.py"),
@@ -46,13 +46,14 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "pyspng": ("data_pipeline/storage/codec.py",),
     "ray": (
         *("cluster/ray_backend.py", "cluster/ray_train.py", "cluster/submit.py", "data_pipeline/packing/ray_runner.py"),
-        *("eval/sampling/ray_pool.py", "eval/web/serve.py"),
+        *("eval/sampling/ray_pool.py", "eval/web/serve.py", "cluster/doctor/nodes.py"),
     ),
     "rich": ("common/progress.py",),
     "safetensors": ("models/convert/names.py", "models/snapshot.py", "trainer/checkpoint.py"),
     "shtab": ("trainer/completion.py",),
     "simplejpeg": ("data_pipeline/storage/codec.py",),
     "sklearn": ("data_pipeline/demo/sets.py",),
+    "tensorboard": ("cluster/tracking/board.py",),
     "torch_ema": ("models/ema.py",),
     "webdataset": ("data_pipeline/packing/writer.py",),
 }

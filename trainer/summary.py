@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 
-from cluster.launch import in_ray_job
+from cluster.local import in_ray_job
 from cluster.run_directory import CHECKPOINTS
 from cluster.storage import complete_directories
 from cluster.tracking.view import where_to_look

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.launch import in_ray_job
+from cluster.local import in_ray_job
 from common.code import ROOT, ours_first
 from common.process import sessions_of_their_own
 from eval.errors import ReportAlive

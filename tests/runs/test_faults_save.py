@@ -5,15 +5,14 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.storage import COMPLETE, complete_directories, verify
+from tests.support.disks import small_disk
 from tests.support.faults import TINY, Ended, Running, assert_same_run, checkpoint_names, run, wait_for
-from tests.support.machine import cannot_run
 
 pytestmark = pytest.mark.heavy
 
@@ -126,20 +125,9 @@ def test_a_pickle_in_place_of_a_checkpoint_is_never_unpickled(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 32 MB in a mount namespace of its own, reached through the process that holds it."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    user = [] if os.getuid() == 0 else ["--map-root-user"]
-    script = 'mount -t tmpfs -o size=32m tmpfs "$1" && echo mounted && exec sleep 600'
-    command = ["unshare", *user, "--mount", "sh", "-c", script, "sh", str(folder)]
-    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stderr is not None
-        if holder.stdout.readline() != "mounted\n":
-            cannot_run(f"this machine forbids the mount of a small disk: {holder.stderr.read().strip()}")
-        yield Path(f"/proc/{holder.pid}/root{folder}")
-        holder.kill()
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "32m") as disk:
+        yield disk
 
 
 def free_bytes(folder: Path) -> int:
@@ -148,16 +136,16 @@ def free_bytes(folder: Path) -> int:
 
 
 def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(
-    data: Path, storage: Path, unbroken: Path, small_disk: Path
+    data: Path, storage: Path, unbroken: Path, disk: Path
 ) -> None:
     tracking: tuple[str, ...] = ("--run.tracking_uri", f"sqlite:///{storage}/mlflow.db", "--checkpoint.keep_last", "2")
     tracking += ("--checkpoint.keep_every_steps", "0")
-    directory = small_disk / "run"
-    arguments = [*TINY, "--data.path", str(data), "--run.storage", str(small_disk), "--run.name", "run", *tracking]
+    directory = disk / "run"
+    arguments = [*TINY, "--data.path", str(data), "--run.storage", str(disk), "--run.name", "run", *tracking]
     with Running(storage / "logs", arguments, {"RAYDDPM_FAULT": "step.before:step=5:delay=3"}) as running:
         wait_for(lambda: checkpoint_names(directory) == ["step-00000002", "step-00000004"])
         size = sum(path.stat().st_size for path in complete_directories(directory / "checkpoints")[-1].iterdir())
-        (small_disk / "ballast").write_bytes(bytes(free_bytes(small_disk) - size // 2))
+        (disk / "ballast").write_bytes(bytes(free_bytes(disk) - size // 2))
         full = running.wait()
     assert full.code == 2
     assert "checkpoint of step 6 is tried again: " in full.output
@@ -168,11 +156,11 @@ def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(
     assert not [path for path in (directory / "checkpoints").iterdir() if path.name.startswith(".")]
     for checkpoint in complete_directories(directory / "checkpoints"):
         verify(checkpoint)
-    refused = train(data, small_disk, "run", *tracking)
+    refused = train(data, disk, "run", *tracking)
     assert refused.code == 2
     assert "free some, or give another folder" in refused.output
-    (small_disk / "ballast").unlink()
-    again = train(data, small_disk, "run", *tracking)
+    (disk / "ballast").unlink()
+    again = train(data, disk, "run", *tracking)
     assert again.code == 0, again.output
     assert "training from step 4 to 8" in again.output
     assert_same_run(directory, unbroken, data, STEPS)

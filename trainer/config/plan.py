@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from cluster.fault import requested
-from cluster.launch import in_ray_job, in_torchrun
+from cluster.launch import in_torchrun
+from cluster.local import in_ray_job
 from cluster.tracking.uri import checked_tracking_uri, default_tracking_uri
 from common.redaction import redacted, redacted_values
 from data_pipeline.paths import resolve_path
