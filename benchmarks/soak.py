@@ -50,6 +50,7 @@ class Kept:
     def __init__(self, command: list[str], log: Path, environment: dict[str, str] | None = None):
         self._command, self._log, self._environment = command, log, environment or {}
         self.num_starts = 0
+        self.process: subprocess.Popen[bytes]
         self.keep()
 
     def keep(self) -> None:

@@ -19,10 +19,9 @@ class Postgres:
     def __init__(self, folder: Path):
         self._bin = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
         self._folder, self._port = folder / "cluster", free_port()
-        self._as: dict[str, str] = {}
-        if os.getuid() == 0:
-            self._as = {"user": "postgres", "group": "postgres"}
-            shutil.chown(folder, **self._as)
+        self._user = "postgres" if os.getuid() == 0 else None
+        if self._user:
+            shutil.chown(folder, self._user, self._user)
         (folder / "password").write_text(PASSWORD)
         (folder / "password").chmod(0o644)
         options = ("--auth=scram-sha-256", "--no-sync", "--username=mlflow", f"--pwfile={folder}/password")
@@ -59,7 +58,8 @@ class Postgres:
                 stderr=subprocess.STDOUT,
                 text=True,
                 check=True,
-                **self._as,
+                user=self._user,
+                group=self._user,
             )
             output.seek(0)
             return output.read()

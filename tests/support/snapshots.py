@@ -17,6 +17,6 @@ def tiny_snapshot(path: Path) -> Path:
     torch.manual_seed(0)
     model = build_model(TINY)
     # A fresh network predicts zero for everything.
-    torch.nn.init.normal_(model.conv_out.weight, std=0.05)
+    torch.nn.init.normal_(model.get_parameter("conv_out.weight"), std=0.05)
     write_snapshot(path, model.state_dict(), TINY, DiffusionConfig(num_timesteps=20), {"step": 3})
     return path

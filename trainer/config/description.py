@@ -3,7 +3,7 @@
 import getpass
 from typing import Any
 
-from cluster.launch import in_ray_job
+from cluster.local import in_ray_job
 from data_pipeline.storage.address import is_remote, shown_address
 from trainer.config.plan import Plan
 
