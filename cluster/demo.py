@@ -14,8 +14,8 @@ from cluster import local
 from cluster.progress import ProgressBar
 from cluster.run_directory import RUN, complete_checkpoints
 from cluster.submit import Jobs
+from cluster.tracking.view import where_to_look
 from common.code import command
-from common.files import read_json
 from common.interrupt import Interrupted
 
 _PRESETS = {"digits": "demo", "faces": "demo_faces"}
@@ -71,8 +71,8 @@ def _run_demo(subject: Literal["digits", "faces"], folder: Path, options: Sequen
     print(f"  report   {report}")
     print(f"  samples  {samples}")
     print(f"  run      {run_directory}")
-    uri = read_json(run_directory / RUN)["tracking_uri"]
-    print(f"  MLflow   {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}")
+    shown = where_to_look(run_directory, str(Path(sys.executable).with_name("mlflow")))
+    print(f"  MLflow   {shown[0]}", *shown[1:], sep="\n           ")
 
 
 def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, run_directory: Path, options: Sequence[str]) -> None:

@@ -8,27 +8,27 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_HIDDEN = "***"
+HIDDEN = "***"
 _RULES = [
     # scheme://user:password@host. SQLAlchemy and MLflow take everything up to the @ for the password: /, ', spaces, @.
-    (r"(?s)(?<=://)[^\s/:]*:.*@", f"{_HIDDEN}@"),
+    (r"(?s)(?<=://)[^\s/:]*:.*@", f"{HIDDEN}@"),
     # scheme://token@host
-    (r"(?<=://)[^\s/?#]*@", f"{_HIDDEN}@"),
+    (r"(?<=://)[^\s/?#]*@", f"{HIDDEN}@"),
     # A query of a web address: a token may bear any name there, as in signed links.
-    (r"(?is)(\b(?:https?|s3|gs|abfss?|wasbs?)://[^\s?]*)\?.*", rf"\1?{_HIDDEN}"),
+    (r"(?is)(\b(?:https?|s3|gs|abfss?|wasbs?)://[^\s?]*)\?.*", rf"\1?{HIDDEN}"),
     # ...password=..., also percent-encoded and in JSON; a value ends where the next parameter of a query begins.
     (
         r"(?i)([\w.\-]*(?:passw(?:or)?d|passphrase|passwd|pwd|secret|token|credential|signature|odbc_connect"
         r"|(?:api|access|account|private|shared)[_\-]?key)\w*['\"]?\s*(?:=|%3D|(?<=['\"])\s*:)\s*)[^&]*",
-        rf"\1{_HIDDEN}",
+        rf"\1{HIDDEN}",
     ),
     # A line of an HTTP header, as text or as a dict.
     (
         r"(?i)(\b(?:proxy-)?authorization['\"]?\s*[:=]|\b(?:set-)?cookie['\"]?\s*[:=]|\bx-[\w\-]*(?:key|token)['\"]?\s*[:=])"
         r"[^\n]*",
-        rf"\1 {_HIDDEN}",
+        rf"\1 {HIDDEN}",
     ),
-    (r"(?i)\b(bearer)\s+[^\n]*", rf"\1 {_HIDDEN}"),
+    (r"(?i)\b(bearer)\s+[^\n]*", rf"\1 {HIDDEN}"),
 ]
 
 

@@ -33,7 +33,12 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "jinja2": ("eval/reports/report.py", "eval/web/page_data.py"),
     "lmdb": ("data_pipeline/sources/tables.py",),
     "matplotlib": ("eval/reports/curves.py", "models/likelihood_report.py"),
-    "mlflow": ("cluster/tracking/uploader.py", "eval/registry.py", "models/cli/registry_uri.py"),
+    "mlflow": (
+        "cluster/tracking/sending.py",
+        "cluster/tracking/uploader.py",
+        "eval/registry.py",
+        "models/cli/registry_uri.py",
+    ),
     "psutil": ("cluster/local.py", "cluster/network.py", "common/process.py", "trainer/hooks/metrics.py"),
     "pyarrow": ("data_pipeline/sources/tables.py",),
     "pydantic": ("eval/web/app.py",),

@@ -22,6 +22,7 @@ from common.redaction import redacted_values
 from models.config import ModelConfig
 from models.networks.table import build_model
 from trainer.config.config import DROPOUT_MASKS, Config, digest, flatten, from_dict, to_dict
+from trainer.config.description import dataset_for_mlflow, tags_for_mlflow
 from trainer.config.plan import Plan, num_parameters
 
 LEASE_STALE_SECONDS = 30.0
@@ -137,8 +138,10 @@ def _announce(plan: Plan, run: dict[str, Any]) -> None:
             "strategy": plan.config.workers.strategy,
             "run_directory": plan.directory,
             **({"forced_changes": json.dumps(run["forced_changes"])} if run["forced_changes"] else {}),
+            **tags_for_mlflow(plan, run),
         }
     )
+    spool.dataset(**dataset_for_mlflow(plan))
     spool.status("RUNNING")
     spool.close()
 

@@ -7,12 +7,14 @@ import sys
 from cluster.launch import in_ray_job
 from cluster.run_directory import CHECKPOINTS
 from cluster.storage import complete_directories
+from cluster.tracking.view import where_to_look
 from common.code import ROOT
-from common.redaction import redacted
 from data_pipeline.storage.address import is_remote, shown_address
 from trainer.config.config import Launcher
 from trainer.config.plan import Plan, num_parameters
 from trainer.run import newest_step
+
+_INDENT = 12
 
 
 def at_the_start(plan: Plan, launcher: Launcher) -> str:
@@ -48,7 +50,7 @@ def at_the_end(plan: Plan) -> str:
 
 
 def _table(rows: dict[str, str]) -> str:
-    return "\n".join(f"  {name:<9} {text}" for name, text in rows.items())
+    return "\n".join(f"  {name:<{_INDENT - 3}} {text}" for name, text in rows.items())
 
 
 def _command(package: str, *arguments: str) -> str:
@@ -59,9 +61,6 @@ def _command(package: str, *arguments: str) -> str:
 
 
 def _mlflow(plan: Plan) -> str:
-    """How to see the curves: of a server its address, else the command that shows the file."""
-    uri = redacted(plan.config.run.tracking_uri)
-    if uri.startswith(("http://", "https://", "databricks")):
-        return uri
+    """How to see the curves: the command that shows a file, and the pages, of this run and of all beside each other."""
     program = "mlflow" if in_ray_job() else os.path.join(os.path.dirname(sys.executable), "mlflow")
-    return shlex.join([program, "ui", "--backend-store-uri", uri])
+    return f"\n{' ' * _INDENT}".join(where_to_look(plan.directory, program))

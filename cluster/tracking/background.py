@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster.fault import Faults
 from cluster.tracking.uploader import Uploader
+from cluster.tracking.view import where_to_look
 
 _REST = "the rest stays in the spool: python -m cluster upload RUN_DIR"
 _log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class BackgroundUploader:
         self._uploader = Uploader(run_directory, faults)
         self._every_seconds, self._longest_pause_seconds = every_seconds, longest_pause_seconds
         self._closing_seconds = closing_seconds
+        self._directory, self._is_shown = run_directory, False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="mlflow-uploader", daemon=True)
 
@@ -63,6 +65,14 @@ class BackgroundUploader:
         except OSError as error:
             _log.warning("MLflow upload will be tried again: %s", error)
             return False
+        self._show()
         if sent is None and wait_seconds:
             _log.warning("another process is still sending the spool; what it leaves: python -m cluster upload RUN_DIR")
         return True
+
+    def _show(self) -> None:
+        """Say where the run is seen, once it is."""
+        links = [line for line in where_to_look(self._directory) if "/#/" in line]
+        if links and not self._is_shown:
+            self._is_shown = True
+            _log.info("MLflow shows this run at %s", links[0])

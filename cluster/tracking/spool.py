@@ -24,11 +24,13 @@ _FIELDS: dict[str, dict[str, type]] = {
     "metrics": {"step": int, "values": dict},
     "params": {"values": dict},
     "tags": {"values": dict},
+    "dataset": {"values": dict},
     "artifact": {"path": str, "folder": str},
     "status": {"status": str},
     "checkpoint": {"step": int, "name": str},
     "start": {"step": int, "trained": str},
 }
+_DATASET_FIELDS = {"name", "digest", "source"}
 _STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 _END_OF_TIME_SECONDS = 1e11
 _log = logging.getLogger(__name__)
@@ -85,9 +87,16 @@ class Spool:
     def tags(self, values: dict[str, Any]) -> None:
         self._append({"type": "tags", "values": {name: str(v) for name, v in values.items()}})
 
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """A file inside the run directory, to be stored under `folder` of the MLflow run's artifacts."""
-        self._append({"type": "artifact", "path": str(path.relative_to(self._run_directory)), "folder": folder})
+    def dataset(self, name: str, digest: str, source: str, **facts: Any) -> None:
+        """The data set that is trained on. source: where it lies; facts: whatever else there is to say of it."""
+        values = {"name": name, "digest": digest, "source": source, **facts}
+        self._append({"type": "dataset", "values": {key: str(value) for key, value in values.items()}})
+
+    def artifact(self, path: Path, folder: str = "", name: str | None = None) -> None:
+        """A file inside the run directory, for `folder` of the MLflow run's artifacts. name: there; its own if none."""
+        named = {} if name is None else {"name": name}
+        place = str(path.relative_to(self._run_directory))
+        self._append({"type": "artifact", "path": place, "folder": folder, **named})
 
     def status(self, status: str) -> None:
         """status: RUNNING, FINISHED, FAILED or KILLED, as in MLflow."""
@@ -138,16 +147,25 @@ def _parsed(line: bytes) -> dict[str, Any]:
         raise ValueError("it is not an event of a run")
     if type(event.get("time")) not in (int, float) or not 0 <= event["time"] < _END_OF_TIME_SECONDS:
         raise ValueError("it has no time")
-    values = event.get("values", {}).values()
-    if event["type"] == "metrics" and not (abs(event["step"]) < 2**63 and all(map(_is_number, values))):
+    values = event.get("values", {})
+    if event["type"] == "metrics" and not (abs(event["step"]) < 2**63 and all(map(_is_number, values.values()))):
         raise ValueError("its values are not all numbers")
-    if event["type"] in ("params", "tags") and not all(isinstance(value, str) for value in values):
+    if event["type"] in ("params", "tags", "dataset") and not all(isinstance(value, str) for value in values.values()):
         raise ValueError("its values are not all text")
-    if event["type"] == "artifact" and (event["path"].startswith("/") or ".." in event["path"].split("/")):
+    if event["type"] == "dataset" and not values.keys() >= _DATASET_FIELDS:
+        raise ValueError("it does not say which data set it is")
+    if event["type"] == "artifact" and not _is_plain(event):
         raise ValueError("its file is not in the run directory")
     if event["type"] == "status" and event["status"] not in _STATUSES:
         raise ValueError("it has no status that MLflow knows")
     return event
+
+
+def _is_plain(artifact: dict[str, Any]) -> bool:
+    """Whether it is a file of the run directory, under a name without a folder."""
+    name = artifact.get("name", "its own")
+    inside = not artifact["path"].startswith("/") and ".." not in artifact["path"].split("/")
+    return inside and isinstance(name, str) and name not in ("", ".", "..") and "/" not in name
 
 
 def _is_number(value: object) -> bool:

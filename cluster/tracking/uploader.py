@@ -1,4 +1,4 @@
-"""The uploader: sends the spool to MLflow, survives outages, keeps step and time. Only this file imports mlflow."""
+"""The uploader: sends the spool to MLflow, survives outages, keeps step and time."""
 
 import fcntl
 import logging
@@ -12,8 +12,10 @@ from typing import IO, TYPE_CHECKING, Any
 from cluster.fault import Faults
 from cluster.run_directory import RUN, SPOOL
 from cluster.tracking.copies import own_uid
+from cluster.tracking.sending import send_events
 from cluster.tracking.spool import UNREADABLE, Spool, read_events, read_metrics
 from cluster.tracking.uri import artifact_location, default_tracking_uri
+from cluster.tracking.view import EXPERIMENT_TAGS
 from common.files import read_json, write_json_atomic
 from common.redaction import redacted
 
@@ -108,53 +110,11 @@ class Uploader:
 
     def _send(self, client: "MlflowClient", run_id: str, path: Path, batch: list[tuple[dict[str, Any], int]]) -> int:
         self._faults("upload.before")
-        self._send_metrics(client, run_id, [event for event, _ in batch if event["type"] == "metrics"])
-        for event, _ in batch:
-            if event["type"] == "params":
-                self._send_params(client, run_id, event["values"])
-            elif event["type"] == "tags":
-                for name, value in event["values"].items():
-                    client.set_tag(run_id, name, value)
-            elif event["type"] == "artifact":
-                self._send_artifact(client, run_id, event)
-            elif event["type"] == "status" and event["status"] == "RUNNING":
-                client.update_run(run_id, status="RUNNING")
-            elif event["type"] == "status":
-                client.set_terminated(run_id, event["status"], int(event["time"] * 1000))
+        send_events(client, run_id, self._directory, [event for event, _ in batch])
         self._faults("upload.after")
         write_json_atomic(_acknowledged_path(path), {"bytes": batch[-1][1]})
         self.progress += 1
         return sum(event["type"] not in (UNREADABLE, "checkpoint", "start") for event, _ in batch)
-
-    def _send_metrics(self, client: "MlflowClient", run_id: str, events: list[dict[str, Any]]) -> None:
-        from mlflow.entities import Metric
-
-        points = [
-            Metric(name, value, int(event["time"] * 1000), event["step"])
-            for event in events
-            for name, value in event["values"].items()
-        ]
-        for start in range(0, len(points), 1000):  # MLflow's limit of metrics in a batch
-            client.log_batch(run_id, metrics=points[start : start + 1000])
-
-    def _send_params(self, client: "MlflowClient", run_id: str, values: dict[str, str]) -> None:
-        """MLflow refuses to change a param, so a changed value of a resumed run becomes a tag `changed.<name>`."""
-        from mlflow.entities import Param
-
-        known = client.get_run(run_id).data.params
-        fresh = [Param(name, value) for name, value in values.items() if name not in known]
-        for start in range(0, len(fresh), 100):  # MLflow's limit of params in a batch
-            client.log_batch(run_id, params=fresh[start : start + 100])
-        for name, value in values.items():
-            if known.get(name, value) != value:
-                client.set_tag(run_id, f"changed.{name}", value)
-
-    def _send_artifact(self, client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
-        path = self._directory / event["path"]
-        if path.exists():
-            client.log_artifact(run_id, str(path), event["folder"] or None)
-        else:
-            _log.warning("artifact %s is gone and was not sent to MLflow", path)
 
     def _connect(self) -> tuple["MlflowClient", str]:
         """The MLflow run that carries this run's uid: one, across workers, restarts and evaluators."""
@@ -181,8 +141,11 @@ class Uploader:
                 # Its name stays taken, and nothing can be logged into it.
                 _log.warning("MLflow's experiment %r was deleted; restored: %s logs into it", name, self._directory)
                 client.restore_experiment(experiment.experiment_id)
+            for tag in EXPERIMENT_TAGS.keys() - experiment.tags.keys():  # what a person chose stays
+                client.set_experiment_tag(experiment.experiment_id, tag, EXPERIMENT_TAGS[tag])
             return experiment.experiment_id
-        return client.create_experiment(name, artifact_location=artifact_location(self._run["tracking_uri"]))
+        place = artifact_location(self._run["tracking_uri"])
+        return client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS)
 
     def _find_or_create_run(self, client: "MlflowClient", experiment_id: str) -> str:
         found = client.search_runs([experiment_id], f"tags.`{_UID_TAG}` = '{self._run['uid']}'", max_results=1)

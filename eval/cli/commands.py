@@ -30,6 +30,7 @@ def run(
         protocol: what is measured, for example fid_clean_50k or fd_efficientnet_lite0_512_ddim25
         checkpoint: step of the checkpoint; the newest if not given
     """
+    from cluster.tracking.view import where_to_look
     from eval.results import DONE
     from eval.service.runner import Runner
     from eval.service.service import describe_result
@@ -45,6 +46,7 @@ def run(
         raise ValueError(f"step {job.step} is being evaluated by another process; wait for it or stop it")
     print(describe_result(job, result))
     print(job.result_path)
+    print("MLflow:", *where_to_look(job.run_directory), sep="\n  ")
     return 0 if result["status"] == DONE else 1
 
 

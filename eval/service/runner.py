@@ -179,6 +179,6 @@ def _spool_result(job: Job, result: dict[str, Any]) -> None:
     spool.metrics(metric_values(result), job.step)
     grid = grid_path(job.run_directory, job.checkpoint.name, job.protocol)
     if grid.exists():
-        spool.artifact(grid, f"samples/step-{job.step:08d}")
-    spool.artifact(job.result_path, f"evaluations/step-{job.step:08d}")
+        spool.artifact(grid, f"samples/{job.protocol.name}", f"step-{job.step:08d}.png")
+    spool.artifact(job.result_path, f"evaluations/{job.protocol.name}", f"step-{job.step:08d}.json")
     spool.close()

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from cluster.tracking.view import where_to_look
 from eval.backlog import (
     Job,
     Selection,
@@ -30,6 +31,8 @@ from eval.service.runner import Runner, record_skip
 from eval.service.uploads import LateUploads
 
 _NEXT_START = "tried again when the service is started again"
+_WHILE_RUNNING = "tried again while this evaluator runs"
+_WHILE_TRAINING = "tried again while a run trains, then when the service is started again"
 _log = logging.getLogger(__name__)
 
 
@@ -54,7 +57,7 @@ class Service:
         self.uploads = LateUploads(self.runner.upload)
         self._deleted: dict[Path, DeletedCheckpoints] = {}
         self._turns: dict[Path, int] = {}
-        self._polls = False
+        self._retry = _NEXT_START
 
     def run_once(self) -> int:
         """Evaluate everything that is due now; the number of evaluations worked on."""
@@ -83,7 +86,7 @@ class Service:
 
     def run(self, until_finished: bool = False) -> None:
         """Poll until stopped or, with `until_finished`, until every run is finished and nothing is left to do."""
-        self._polls = True
+        self._retry = _WHILE_TRAINING if until_finished else _WHILE_RUNNING
         while not self.stop.is_set():
             # Asked before the look: a checkpoint written just before FINISHED.json is seen by that look.
             finished = self._all_finished()
@@ -145,16 +148,17 @@ class Service:
     def _work_on(self, job: Job) -> bool:
         """False if another evaluator has it, or a stop was asked for."""
         self._show(job)
+        is_first_of_run = job.run_directory not in self._turns
         self._turns[job.run_directory] = max(self._turns.values(), default=0) + 1
         result = None
         with _apart(job.run_directory):
             result = self.runner.run(job)
         if result is None:
             return False
+        if is_first_of_run:
+            _log.info("%s in MLflow: %s", job.run_directory.name, ", ".join(where_to_look(job.run_directory)))
         self.num_without_number += result["status"] in (BLOCKED, FAILED)
-        _log.info(
-            "%s", describe_result(job, result, "tried again while this evaluator runs" if self._polls else _NEXT_START)
-        )
+        _log.info("%s", describe_result(job, result, self._retry))
         return True
 
     def _show(self, job: Job | None) -> None:

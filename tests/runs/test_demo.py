@@ -85,11 +85,12 @@ def test_one_mlflow_run_holds_everything(demo: Path) -> None:
     num_steps = num_steps_of(demo)
     every = EVERY_STEPS[num_steps]
     assert sorted(steps) == steps_of_checkpoints(demo) == list(range(every, num_steps + 1, every))
-    folders = [a.path for a in client.list_artifacts(found.info.run_id, "samples")]
-    assert sorted(folders) == [f"samples/step-{step:08d}" for step in steps_of_checkpoints(demo)]
-    grids = [a.path for f in folders for a in client.list_artifacts(found.info.run_id, f)]
-    assert len(grids) == len(folders)
-    assert all(path.endswith(".png") for path in grids)
+    folder = f"samples/{distance.removeprefix('eval/')}"
+    grids = [a.path for a in client.list_artifacts(found.info.run_id, folder)]
+    assert sorted(grids) == [f"{folder}/step-{step:08d}.png" for step in steps_of_checkpoints(demo)]
+    assert found.data.tags.keys() >= {"mlflow.source.name", "mlflow.note.content", "mlflow.user"}
+    (given,) = found.inputs.dataset_inputs
+    assert run["manifest_digest"].startswith(given.dataset.digest)
 
 
 def test_the_report_stands_alone(demo: Path) -> None:

@@ -86,7 +86,9 @@ def test_numbers_arrive_in_mlflow_in_the_runs_one_run(run):
     [found] = client.search_runs([experiment.experiment_id])
     [point] = client.get_metric_history(found.info.run_id, f"eval/{PROTOCOL.name}")
     assert point.step == 100
-    assert client.list_artifacts(found.info.run_id, "samples/step-00000100")
+    for folder, suffix in (("samples", "png"), ("evaluations", "json")):
+        [artifact] = client.list_artifacts(found.info.run_id, f"{folder}/{PROTOCOL.name}")
+        assert artifact.path == f"{folder}/{PROTOCOL.name}/step-00000100.{suffix}"
 
 
 def test_with_mlflow_away_the_result_is_kept_and_logged_later(run, tmp_path):
