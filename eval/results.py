@@ -30,6 +30,11 @@ def grid_path(run_directory: Path, checkpoint_name: str, protocol: Protocol) -> 
     return evaluation_folder(run_directory, checkpoint_name) / f"{protocol.digest}.grid.png"
 
 
+def real_grid_path(run_directory: Path) -> Path:
+    """Images of the data set, laid out as samples are."""
+    return run_directory / EVALUATIONS / "real.png"
+
+
 def neighbours_path(result_path: Path, suffix: str) -> Path:
     """neighbours/<protocol digest>.png and .json beside a result: a comparison with training images."""
     return result_path.parent / "neighbours" / f"{result_path.stem}{suffix}"

@@ -27,6 +27,7 @@ from trainer.engines.base import Engine, NonFiniteError
 from trainer.engines.table import make_engine
 from trainer.hooks.checkpoint import CheckpointHook
 from trainer.hooks.faults import DrillHook, drilled, drilled_stream
+from trainer.hooks.hardware import describe_hardware
 from trainer.hooks.lease import LeaseHook
 from trainer.hooks.metrics import MetricsHook
 from trainer.hooks.progress import ProgressHook
@@ -80,7 +81,7 @@ def assemble(worker: Worker, directory: Path, run: dict[str, Any], lease: Lease 
     batches: Iterable[Batch] = drilled_stream(stream, faults) if faults else stream
     if config.data.ledger:
         batches = recorded_in(directory / LEDGER, batches, worker, dataset, order)
-    spool = _open_spool(directory, run, resumed) if worker.rank == 0 else None
+    spool = _open_spool(directory, run, resumed, worker) if worker.rank == 0 else None
     recorder = _make_recorder(config, worker, objective, resumed)
     metrics = MetricsHook(config, worker, engine, ema, stream, recorder, spool)
     checkpoints = CheckpointHook(config, engine, ema, recorder, store, spool)
@@ -122,10 +123,11 @@ def _make_recorder(config: Config, worker: Worker, objective: Objective, resumed
     return WindowRecorder(objective.timesteps, num_timesteps, worker.world_size, resumed.window, units)
 
 
-def _open_spool(directory: Path, run: dict[str, Any], resumed: Resumed) -> Spool:
+def _open_spool(directory: Path, run: dict[str, Any], resumed: Resumed, worker: Worker) -> Spool:
     """Rank 0's spool. Points it already has beyond the checkpoint stay if they are those that will come again."""
     spool = Spool(directory, "train")
     spool.start(resumed.step, run["config_digest"], known=resumed.config_digest == run["config_digest"])
+    spool.tags({"hardware": describe_hardware(worker, run["config"]["workers"]["cpus_per_worker"])})
     return spool
 
 

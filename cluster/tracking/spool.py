@@ -191,3 +191,14 @@ def read_metrics(run_directory: Path) -> dict[str, list[Point]]:
         for name, points in written.items():
             merged[name] = points | merged[name]
     return {name: [points[step] for step in sorted(points)] for name, points in merged.items() if points}
+
+
+def read_tags(run_directory: Path) -> dict[str, str]:
+    """Every tag of a run; of two of one name the one given last."""
+    given: dict[str, tuple[float, str]] = {}
+    for path in sorted((run_directory / SPOOL).glob("*.jsonl")):
+        for event, _ in read_events(path):
+            if event["type"] == "tags":
+                for name, value in event["values"].items():
+                    given[name] = max(given.get(name, (0.0, "")), (event["time"], value))
+    return {name: value for name, (_, value) in given.items()}

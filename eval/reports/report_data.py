@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.progress import read_progress
 from cluster.run_directory import FINISHED, SPOOL
-from cluster.tracking.uploader import read_metrics
+from cluster.tracking.spool import read_metrics, read_tags
 from common.redaction import redacted
 from eval.backlog import checkpoints_of
 from eval.protocol import from_description
-from eval.results import DONE, all_results, grid_path, is_final, read_neighbours, result_path
+from eval.reports.cost import cost_of
+from eval.results import DONE, all_results, grid_path, is_final, read_neighbours, real_grid_path, result_path
 from eval.runs import read_run
 
 MAX_CURVE_POINTS = 2000
@@ -42,10 +44,15 @@ def collect_run(directory: Path) -> dict[str, Any]:
     batch = flat_config(run["config"]).get("train.global_batch_size")
     started = min((point[2] for points in metrics.values() for point in points), default=None)
     evaluations = [_evaluation(r, batch, _hours(r, metrics, started)) for r in results if r["status"] == DONE]
+    config, checkpoints, real = flat_config(run["config"]), checkpoints_of(directory), real_grid_path(directory)
+    tags = read_tags(directory) if (directory / SPOOL).is_dir() else {}
     return {
         "name": directory.name,
         "directory": str(directory),
-        "config": flat_config(run["config"]),
+        "config": config,
+        "step": _step(directory, metrics, results, checkpoints),
+        "cost": cost_of(metrics, tags, config, evaluations),
+        "real": str(real) if real.exists() else None,
         "config_digest": run.get("config_digest"),
         "manifest_digest": run["manifest_digest"],
         "git_commit": run.get("git_commit"),
@@ -53,13 +60,23 @@ def collect_run(directory: Path) -> dict[str, Any]:
         "num_steps": run.get("num_steps"),
         "finished": (directory / FINISHED).exists(),
         "versions": {**run.get("versions", {}), **(evaluations[-1].get("versions", {}) if evaluations else {})},
-        "checkpoints": [path.name for _, path in checkpoints_of(directory)],
+        "checkpoints": [path.name for _, path in checkpoints],
         "curves": curves,
         "evaluations": evaluations,
         "not_evaluated": [_problem(r) for r in results if r["status"] != DONE and _key(r) not in done],
         "grids": _grids(directory, results),
         "neighbours": _neighbours(directory, results),
     }
+
+
+def _step(
+    directory: Path, metrics: Mapping[str, Sequence[Any]], results: Sequence[Any], checkpoints: Sequence[Any]
+) -> int:
+    """How far the training is. Points come every so many steps only, and their file later than a checkpoint."""
+    known = [points[-1][0] for name, points in metrics.items() if name.startswith("train/")]
+    known += [result["step"] for result in results] + [step for step, _ in checkpoints]
+    progress = read_progress(directory).get("step")
+    return max([*known, progress if isinstance(progress, int) else 0], default=0)
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

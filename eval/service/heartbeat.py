@@ -17,7 +17,9 @@ ALIVE_SECONDS = 60.0
 class Heartbeat:
     """One evaluator's files. Its lease renews itself, however long an evaluation or a pause between two looks takes."""
 
-    def __init__(self, storage: Path):
+    def __init__(self, storage: Path, only: str | None = None):
+        """only: name of the one run that the evaluator looks after; none: all of them."""
+        self._only = only
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         # Containers may share both.
         self._path = _folder(storage) / f"{self._name}-{uuid.uuid4().hex[:8]}.json"
@@ -35,7 +37,8 @@ class Heartbeat:
         if doing is None and self._said_idle:
             return  # a poll every other second needs no writing
         self._said_idle = doing is None
-        write_json_atomic(self._path, {"evaluator": self._name, "time": time.time(), "doing": doing})
+        said = {"evaluator": self._name, "time": time.time(), "doing": doing, "only": self._only}
+        write_json_atomic(self._path, said)
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -46,7 +49,7 @@ class Heartbeat:
 
 
 def living_evaluators(storage: Path) -> list[dict[str, Any]]:
-    """Evaluators whose lease is held: {"evaluator", "time" of the last change, "doing"}."""
+    """Evaluators whose lease is held: {"evaluator", "time" of the last change, "doing", "only"}."""
     living = []
     for path in sorted(_folder(storage).glob("*.json")):
         if is_held(_lease_path(path), ALIVE_SECONDS):

@@ -31,7 +31,7 @@ from eval.results import (
     write_result,
 )
 from eval.sampling.evaluation import RunBlocks, discard_work, evaluate, run_here
-from eval.sampling.grids import sample_grid
+from eval.sampling.grids import sample_grid, write_real_grid
 from eval.service.attempts import begin_attempt, end_attempt
 from eval.settings import EvaluationSettings
 
@@ -101,6 +101,7 @@ class Runner:
             if preview is not None:
                 grid = grid_path(job.run_directory, job.checkpoint.name, job.protocol)
                 write_png(grid, sample_grid(preview), optimize=True)
+                write_real_grid(job.run_directory)
         except BlockedError as error:
             return record(BLOCKED, str(error), attempts=0)
         except LostLeaseError:

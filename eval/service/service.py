@@ -52,7 +52,7 @@ class Service:
     """Set by a schedule: the newest checkpoint of every run is evaluated and reports are written."""
 
     def __post_init__(self) -> None:
-        self.heartbeat = Heartbeat(self.storage)
+        self.heartbeat = Heartbeat(self.storage, self.run_name)
         self.num_without_number = 0
         self.uploads = LateUploads(self.runner.upload)
         self._deleted: dict[Path, DeletedCheckpoints] = {}
@@ -156,7 +156,9 @@ class Service:
         if result is None:
             return False
         if is_first_of_run:
-            _log.info("%s in MLflow: %s", job.run_directory.name, ", ".join(where_to_look(job.run_directory)))
+            _log.info(
+                "%s in MLflow: %s", job.run_directory.name, " and open ".join(where_to_look(job.run_directory)[:2])
+            )
         self.num_without_number += result["status"] in (BLOCKED, FAILED)
         _log.info("%s", describe_result(job, result, self._retry))
         return True

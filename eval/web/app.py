@@ -25,7 +25,11 @@ from eval.service.requests import request_evaluation, requested_jobs
 from eval.web.page_data import MAX_RUNS, dashboard, render_runs, render_shell
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
-_LINKED = re.compile(r"(?:([^/]+)/)?(?:reports/[^/]+\.html|(?<=/)evals/[^/]+/[^/]+\.grid\.png)")
+_LINKED = re.compile(r"(?:([^/]+)/)?(?:reports/[^/]+\.html|(?<=/)evals/(?:[^/]+/[^/]+\.grid|real)\.png)")
+_UNATTENDED = {
+    "status": "unattended",
+    "reason": 'the evaluator looks after another run; "Evaluate now" asks for this one',
+}
 _FILE_HEADERS = {"Content-Security-Policy": "sandbox", "X-Content-Type-Options": "nosniff"}
 
 
@@ -113,21 +117,27 @@ def read_status(
     runs = sorted(shown if run_name is None else (run for run in (*shown, *older) if run.name == run_name))
     asked_for = requested_jobs(storage)
     requested = {job.result_path for job in asked_for}
+    living = living_evaluators(storage)
     return {
-        "evaluators": living_evaluators(storage),
+        "evaluators": living,
         "requested": [_state(job, True) for job in asked_for],
-        "runs": [queue for run in runs if (queue := _queue(run, protocols, selection, requested)) is not None],
+        "runs": [queue for run in runs if (queue := _queue(run, protocols, selection, requested, living)) is not None],
         "reports": [str(path.relative_to(storage)) for path in report_files(storage, runs)],
     }
 
 
 def _queue(
-    run: Path, protocols: Sequence[Protocol], selection: Selection, requested: set[Path]
+    run: Path,
+    protocols: Sequence[Protocol],
+    selection: Selection,
+    requested: set[Path],
+    living: Sequence[dict[str, Any]],
 ) -> dict[str, Any] | None:
     """None for a run whose files cannot be read: it takes none of the others down."""
     try:
+        attended = not living or any(evaluator.get("only") in (None, run.name) for evaluator in living)
         jobs = jobs_of_run(run, protocols, selection)
-        queue = [_state(job, job.result_path in requested) for job in jobs]
+        queue = [_state(job, job.result_path in requested, attended) for job in jobs]
     except (OSError, ValueError, KeyError, TypeError) as error:
         warn_once(f"{run} is not shown: {type(error).__name__}: {error}")
         return None
@@ -135,8 +145,12 @@ def _queue(
     return {"run": run.name, "finished": is_finished(run), "queue": queue, "num_results": num_results}
 
 
-def _state(job: Any, requested: bool) -> dict[str, Any]:
-    result = read_result(job.result_path) or {"status": "running" if is_held(job.lease_path) else "waiting"}
+def _state(job: Any, requested: bool, attended: bool = True) -> dict[str, Any]:
+    """attended: whether an evaluator looks after the run; any does what is requested."""
+    result = read_result(job.result_path)
+    if result is None:
+        waiting = {"status": "waiting"} if attended or requested else _UNATTENDED
+        result = {"status": "running"} if is_held(job.lease_path) else waiting
     return {
         "run": job.run_directory.name,
         "step": job.step,

@@ -9,8 +9,8 @@ import jinja2
 
 from eval.backlog import Selection, checkpoints_of, newest_runs, warn_once
 from eval.protocol import Protocol
-from eval.reports.curves import COLOURS, format_value
-from eval.reports.report import protocol_charts, summarise
+from eval.reports.curves import COLOURS
+from eval.reports.report import FILTERS, protocol_charts, summarise
 from eval.reports.report import style as report_style
 from eval.reports.report_data import collect_run, distinct_protocols
 from eval.reports.scheduled import report_files
@@ -40,16 +40,15 @@ def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection
                 "folder": directory.name,
                 "summary": summarise(run, found),
                 "charts": sorted(
-                    (protocol_charts(protocol, [run], colours, axes=["step"]) for protocol in found),
+                    (protocol_charts(protocol, [run], colours, ("wide", "narrow")) for protocol in found),
                     key=lambda chart: -len(chart["rows"]),
                 ),
                 "steps": [step for step, _ in reversed(checkpoints_of(directory))],
                 "offered": offered,
                 # What is not final is in the queue.
                 "settled": [row for row in reversed(run["not_evaluated"]) if row["final"]][:_MAX_SETTLED],
-                "grids": [
-                    {**grid, "place": str(Path(grid["path"]).relative_to(storage))} for grid in run["grids"][-4:]
-                ],
+                "grids": [{**grid, "place": _place(grid["path"], storage)} for grid in run["grids"][-4:]],
+                "real_place": run["real"] and _place(run["real"], storage),
             }
         )
     reports = [str(path.relative_to(storage)) for path in report_files(storage, directories)]
@@ -59,6 +58,10 @@ def dashboard(storage: Path, protocols: Sequence[Protocol], selection: Selection
         "reports": reports,
         "every_steps": selection.every_steps,
     }
+
+
+def _place(path: str, storage: Path) -> str:
+    return str(Path(path).relative_to(storage))
 
 
 def render_shell(title: str) -> str:
@@ -79,7 +82,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("eval.web", "page"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["value"] = format_value
+    environment.filters |= FILTERS
     return environment
 
 

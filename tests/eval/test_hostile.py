@@ -9,7 +9,7 @@ import pytest
 from eval.backlog import Selection, is_due, jobs_of_run
 from eval.metrics.reference import ReferenceCache
 from eval.protocol import parse_protocol
-from eval.reports.curves import distance_chart
+from eval.reports.curves import Axis, distance_chart
 from eval.reports.report import write_report
 from eval.results import all_results, grid_path, read_result, result_path, write_result
 from eval.service.requests import request_evaluation, requested_jobs
@@ -136,7 +136,7 @@ def test_a_runs_name_is_text_in_every_page(tmp_path, name):
 def test_mathematics_in_a_name_is_drawn_as_it_is_written():
     points = [(1.0, 2.0, 1.0, 3.0), (2.0, 1.0, 0.5, 1.5)]
     names = ("$x^2$", "$\\frac")
-    svg = distance_chart(dict.fromkeys(names, points), "step", "distance", dict.fromkeys(names, "#000000"))
+    svg = distance_chart(dict.fromkeys(names, points), Axis("step"), "distance", dict.fromkeys(names, "#000000"))
     assert all(name in svg for name in names)
 
 

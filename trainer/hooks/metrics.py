@@ -53,6 +53,7 @@ class MetricsHook:
                 values["train/learning_rate"] = self._engine.learning_rate(batch.step)
                 values["train/images_seen"] = step * self._config.train.global_batch_size
                 values["train/ema_initial_weight_share"] = self._ema.initial_weight_share
+                values["system/num_workers"] = self._worker.world_size
                 self._spool.metrics(values | _system_values(self._worker.device), step)
 
     def _speed_values(self) -> dict[str, float]:

@@ -48,11 +48,13 @@ async function refresh() {
     live.className = status.evaluators.length ? "ok" : "bad";
     if (status.version !== version) {
       const chosen = new Map([...runs.querySelectorAll("select, input[list]")].map((s) => [s.id, s.value]));
+      const opened = [...runs.querySelectorAll("details[open]")].map((part) => part.id);
       runs.innerHTML = await (await fetch("/runs")).text();
       for (const [id, value] of chosen) {
         const field = document.getElementById(id);
         if (field && (!field.options || [...field.options].some((o) => o.value === value))) field.value = value;
       }
+      for (const id of opened) document.getElementById(id)?.setAttribute("open", "");
       version = status.version;
     }
     showQueue(status);

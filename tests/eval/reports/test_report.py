@@ -4,13 +4,14 @@ import base64
 import json
 import re
 import shutil
+from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
 
 from eval.protocol import parse_protocol
-from eval.reports.curves import distance_chart, format_value, loss_chart, smooth
-from eval.reports.report import write_report
+from eval.reports.curves import COLOURS, Axis, distance_chart, format_value, loss_chart, smooth, time_axis
+from eval.reports.report import style, write_report
 from eval.reports.report_data import collect, flat_config, thin
 from eval.results import grid_path, result_path, write_result
 from eval.service.runner import metric_values
@@ -96,7 +97,7 @@ def test_it_says_what_a_reader_asks(run, tmp_path):
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
     digest = json.loads((run / "run.json").read_text())["manifest_digest"]
     for said in (
-        "Fréchet distance 30 at step 200 , from 90 at step 100".replace(" ,", ","),
+        "Fréchet distance 30 (29 to 31) at step 200, from 90 at step 100",
         digest,
         "25.0 %",
         "model.base_channels",
@@ -107,9 +108,10 @@ def test_it_says_what_a_reader_asks(run, tmp_path):
         "weights: &lt;file&gt; is missing",
     ):
         assert said in text, said
-    assert html.count("<svg") == 4  # distance over steps, images and hours; loss. One point alone is not a curve.
+    # Distance over steps, images and time; loss. For a phone those over steps and the loss once more.
+    assert Counter(re.findall(r'<svg role="img" class="(\w+)"', html)) == {"wide": 2, "narrow": 2, "half": 2}
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
-    assert len(images) == 2
+    assert len(images) == 4  # real ones beside the newest samples; samples over time
     assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
 
 
@@ -201,18 +203,59 @@ def test_smoothing_starts_without_bias_and_keeps_a_constant():
 
 def test_charts_are_plain_svg_and_the_same_each_time():
     series = {"a": [(1, 5.0, 4.0, 6.0), (2, 3.0, 2.5, 3.5)]}
-    chart = distance_chart(series, "step", "distance", {"a": "#0072B2"})
+    chart = distance_chart(series, Axis("step"), "distance", {"a": "#0072B2"})
     assert chart.startswith("<svg")
-    assert chart == distance_chart(series, "step", "distance", {"a": "#0072B2"})
+    assert chart == distance_chart(series, Axis("step"), "distance", {"a": "#0072B2"})
     assert loss_chart({"a": [(1, 1.0), (2, float("inf"))]}, {"a": "#0072B2"}).startswith("<svg")
 
 
 @pytest.mark.parametrize(("lower_is_better", "named"), [(True, "3"), (False, "9")])
 def test_a_chart_names_its_best_and_its_last_value(lower_is_better, named):
     series = {"a": [(1, 9.0, 9.0, 9.0), (2, 3.0, 3.0, 3.0), (3, 5.0, 5.0, 5.0)]}
-    chart = distance_chart(series, "step", "score", {"a": "#0072B2"}, lower_is_better=lower_is_better)
+    chart = distance_chart(series, Axis("step"), "score", {"a": "#0072B2"}, lower_is_better=lower_is_better)
     values = re.findall(r"font-size: 9px[^>]*>(\d+)</text>", chart)
     assert sorted(values) == sorted([named, "5"])
+
+
+def ticks(svg, axis):
+    """The numbers along an axis of a chart."""
+    place = {"x": "middle", "y": "end"}[axis]
+    return [float(text) for text in re.findall(rf"text-anchor: {place}[^>]*>([\d.]+)</text>", svg)]
+
+
+def test_steps_are_whole_numbers_and_the_other_axis_need_not_hold_nought():
+    series = {"a": [(step, value, value - 1, value + 1) for step, value in ((10, 100.0), (12, 98.0), (13, 97.0))]}
+    svg = distance_chart(series, Axis("step"), "distance", {"a": "#0072B2"}, "half")
+    assert len(ticks(svg, "x")) >= 2
+    assert all(step == int(step) for step in ticks(svg, "x"))
+    assert len(ticks(svg, "y")) >= 2
+    assert min(ticks(svg, "y")) > 90
+
+
+@pytest.mark.parametrize(
+    ("longest_seconds", "unit", "shown"),
+    [(0.2, "seconds", 0.2), (119, "seconds", 119), (1800, "minutes", 30), (9000, "hours", 2.5), (864_000, "days", 10)],
+)
+def test_times_are_in_the_unit_that_fits_the_longest(longest_seconds, unit, shown):
+    axis, seconds = time_axis(longest_seconds)
+    assert axis.label.startswith(unit)
+    assert longest_seconds / seconds == pytest.approx(shown)
+
+
+def test_a_chart_says_in_words_what_it_shows():
+    series = {"<a>": [(1, 9.0, 9.0, 9.0), (2, 3.0, 3.0, 3.0), (3, 5.0, 5.0, 5.0)]}
+    svg = distance_chart(series, Axis("step"), "distance", {"<a>": "#0072B2"})
+    assert "<title>distance over step</title>" in svg
+    assert "<desc>&lt;a&gt;: first 9 at step 1, best 3 at step 2, last 5 at step 3</desc>" in svg
+
+
+def test_colours_of_a_chart_are_those_of_the_page():
+    series = {name: [(1, 9.0, 8.0, 10.0), (2, 3.0, 2.0, 4.0)] for name in "ab"}
+    svg = distance_chart(series, Axis("step"), "distance", dict(zip("ab", COLOURS, strict=False)))
+    assert not re.findall(r"#[0-9a-f]{6}\b", svg)
+    used = set(re.findall(r"var\(--([\w-]+)\)", svg))
+    assert used == {"ink", "grid", "series-0", "series-1"}
+    assert all(f"--{name}:" in style() for name in used)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import time
 import urllib.request
 from contextlib import ExitStack
+from importlib.resources import files
 
 
 class Browser:
@@ -43,8 +44,25 @@ class Browser:
             assert time.monotonic() < deadline, f"{condition} did not come true"
             time.sleep(0.1)
 
-    def picture(self):
-        return base64.b64decode(self._call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+    def shows(self, width, height=900, dark=False):
+        """The size of what is looked at, and whether the reader likes it dark."""
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def violations(self):
+        """What axe-core finds wrong for those who hear the page, or see it badly: [(rule, where)]."""
+        self.run(files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
+        self.run("window.found = null; axe.run(document).then((found) => { window.found = found.violations; }); 0")
+        self.wait_for("window.found !== null")
+        rows = (
+            "found.flatMap((rule) => rule.nodes.map((node) => [rule.id, node.target.join(' '), node.failureSummary]))"
+        )
+        return json.loads(self.run(f"JSON.stringify({rows})"))
+
+    def picture(self, whole=True):
+        """A PNG. whole: also what one would have to scroll to."""
+        return base64.b64decode(self._call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 
     def close(self):
         self._stack.close()

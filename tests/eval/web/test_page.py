@@ -14,12 +14,13 @@ import pytest
 import uvicorn
 
 from cluster.lease import try_lease
+from cluster.progress import TRAINING, write_progress
 from eval.backlog import Selection
 from eval.protocol import parse_protocol
 from eval.results import all_results, write_result
 from eval.service import heartbeat
 from eval.service.heartbeat import Heartbeat, living_evaluators
-from eval.service.requests import requested_jobs
+from eval.service.requests import request_evaluation, requested_jobs
 from eval.service.runner import Runner
 from eval.service.service import Service
 from eval.settings import EvaluationSettings
@@ -144,6 +145,34 @@ def test_the_json_names_every_wanted_evaluation_and_its_state(tmp_path):
     [run] = json.loads(body)["runs"]
     states = {job["step"]: (job["status"], job["reason"]) for job in run["queue"]}
     assert states == {3000: ("done", ""), 2000: ("running", ""), 1000: ("blocked", "weights: none")}
+
+
+def test_a_run_that_no_evaluator_looks_after_is_not_said_to_wait(tmp_path):
+    storage = tmp_path / "runs"
+    for name in ("ours", "other"):
+        make_run(storage, name, steps=(100,))
+    evaluator = Heartbeat(storage, "ours")
+
+    def states():
+        found = read_status(storage, [PROTOCOL], Selection())
+        return {run["run"]: run["queue"][0]["status"] for run in found["runs"]}
+
+    assert states() == {"ours": "waiting", "other": "waiting"}  # for an evaluator
+    evaluator.write(None)
+    assert states() == {"ours": "waiting", "other": "unattended"}
+    request_evaluation(storage, "other", PROTOCOL.name, 100)
+    assert states() == {"ours": "waiting", "other": "waiting"}
+    evaluator.remove()
+
+
+def test_the_steps_that_the_page_names_belong_together(tmp_path):
+    """Points of the training loss come every so many steps; a checkpoint may be newer."""
+    run = make_run(tmp_path / "runs", steps=(13,), finished=False)
+    [shown] = dashboard(tmp_path / "runs", [PROTOCOL], Selection())["runs"]
+    assert (shown["steps"], shown["summary"]["reached"]) == ([13], 13)
+    write_progress(run, TRAINING, 17)
+    [shown] = dashboard(tmp_path / "runs", [PROTOCOL], Selection())["runs"]
+    assert shown["summary"]["reached"] == 17
 
 
 def test_health_is_that_of_the_evaluators(tmp_path):
