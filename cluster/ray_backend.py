@@ -1,15 +1,19 @@
-"""How Ray's workers find each other: over the interface of the node's Ray address, and once more if they did not.
+"""How Ray's workers find each other and their cluster: by the node's Ray address, and once more if they did not.
 
 Imported where Ray may be: its settings are read at that moment (`cluster.ray_train`).
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-import ray.util
+import ray
 from ray.exceptions import RayTaskError
 from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.backend import BackendConfig
 from ray.train.torch.config import TorchConfig, _TorchBackend
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
@@ -61,3 +65,21 @@ def torch_config(resources: Resources) -> ConnectingTorchConfig:
 
 def _use_node_interface() -> str:
     return use_interface(ray.util.get_node_ip_address())
+
+
+@contextmanager
+def naming_the_cluster() -> Iterator[None]:
+    """RAY_ADDRESS for Ray's controller and all that it starts.
+
+    Without it Ray's watcher over the workers' placement group asks the cluster that was started last on this machine,
+    does not find the controller there, and takes the workers from a run that trains.
+    """
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    given = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        if given is not None:
+            os.environ["RAY_ADDRESS"] = given

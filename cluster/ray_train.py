@@ -49,7 +49,7 @@ def launch_ray(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from cluster.ray_backend import torch_config
+    from cluster.ray_backend import naming_the_cluster, torch_config
 
     trainer = TorchTrainer(
         _ray_worker,
@@ -71,7 +71,8 @@ def launch_ray(
     )
     write_progress(run_directory, "waiting for room on the cluster, starting the workers")
     try:
-        _in_thread(trainer.fit)
+        with naming_the_cluster():
+            _in_thread(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise _launch_error(error) from error
 

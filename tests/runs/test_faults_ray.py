@@ -102,8 +102,13 @@ def test_a_job_survives_ray_job_stop_the_deaths_of_its_driver_and_of_the_head_an
     assert_same_run(directory, tmp_path / "local" / "run", data, num_steps)
 
 
-def test_the_notice_that_a_node_will_be_taken_away_leads_to_a_checkpoint(data: Path, tmp_path: Path) -> None:
-    """There are no regular checkpoints. The run goes on after it: the node is still there."""
+def test_the_notice_that_a_node_will_be_taken_away_leads_to_a_checkpoint(
+    cluster: Cluster, data: Path, tmp_path: Path
+) -> None:
+    """There are no regular checkpoints. The run goes on after it: the node is still there.
+
+    Another cluster on the machine is not asked about this one's run.
+    """
     directory, log = tmp_path / "storage" / "run", tmp_path / "log"
     arguments = [*TRAINING, "--data.path", str(data), "--run.name", "run", "--run.storage", str(directory.parent)]
     arguments += ["--checkpoint.every_steps", NEVER, "--train.num_steps", NEVER]
@@ -135,3 +140,5 @@ def test_the_notice_that_a_node_will_be_taken_away_leads_to_a_checkpoint(data: P
         signal_another_thread(running.pid, signal.SIGINT)
         assert running.wait(timeout=120) == 130, log.read_text()[-5000:]
     assert len(losses(directory)) == last_step(directory)
+    assert cluster.processes()
+    assert "multiple active Ray instances" not in log.read_text()
