@@ -19,6 +19,7 @@ from cluster.run_directory import RUN, complete_checkpoints, newest_step
 from cluster.submit import Jobs
 from cluster.tracking.view import where_to_look
 from common.code import command
+from common.files import read_json
 from common.interrupt import Interrupted
 
 

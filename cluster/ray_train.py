@@ -71,8 +71,7 @@ def launch_ray(
     )
     write_progress(run_directory, "waiting for room on the cluster, starting the workers")
     try:
-        with naming_the_cluster():
-            _in_thread(trainer.fit)
+        _in_thread(naming_the_cluster()(trainer.fit))
     except ray.train.TrainingFailedError as error:
         raise _launch_error(error) from error
 
