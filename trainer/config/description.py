@@ -41,7 +41,7 @@ def _description(plan: Plan, run: dict[str, Any]) -> str:
 
 - **data**: {manifest.num_samples:,} images of {shape} from `{_shown_path(plan)}`, digest `{manifest.digest[:12]}`
 - **training**: {config.train.num_steps:,} steps of {config.train.global_batch_size} images, \
-learning rate {config.optim.learning_rate:g}, average over {config.ema.decay:g}, {config.train.precision}
+learning rate {config.optim.learning_rate:g}, EMA decay {config.ema.decay:g}, {config.train.precision}
 - **folder**: `{plan.directory}`
 
 `train/loss` is the training loss. `eval/NAME` is the distance to the data under protocol NAME; samples of each
