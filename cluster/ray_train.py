@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from cluster.local import LOCAL_SETTINGS, client_environment, in_ray_job
 from cluster.progress import write_progress
 from cluster.worker_processes import SIGNAL_SECONDS, WorkerError, noting_failure
 from common.code import ROOT, ours_first
+from common.logs import VARIABLE, as_json, start_logging
 from common.process import end_descendants, keep_freed_memory, sessions_of_their_own
 
 _LEAVE_SECONDS = 5.0
@@ -202,7 +204,8 @@ def _keeping_sigterm() -> Iterator[None]:
 
 def _own_cluster() -> dict[str, Any]:
     """ray.init arguments outside a job: join the cluster RAY_ADDRESS names, else start one on loopback."""
-    environment = {"runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
+    variables = {"PYTHONPATH": str(ROOT), VARIABLE: os.environ.get(VARIABLE, "")}
+    environment = {"runtime_env": {"env_vars": variables}}
     if "RAY_ADDRESS" in os.environ:
         return environment
     return {**environment, "address": "local", "dashboard_host": "127.0.0.1"}
@@ -217,6 +220,8 @@ def _ray_worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         keep_freed_memory()
+    if as_json():
+        start_logging(sys.stderr, "")
     worker = Worker(context.get_world_rank(), context.get_world_size(), device, _ray_notified)
     if worker.rank == 0:
         write_progress(Path(config["run_directory"]), "building the network, opening the data")

@@ -11,6 +11,7 @@ from cluster.fault import VARIABLE as FAULT_VARIABLE
 from cluster.local import client_environment, find, has_token
 from common.code import copied_packages, git_commit
 from common.interrupt import Interrupted
+from common.logs import VARIABLE as LOG_VARIABLE
 from common.suggest import did_you_mean
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -61,7 +62,7 @@ class Jobs:
             _STOP_SIGNAL: "SIGINT",
             _STOP_WAIT: str(stop_seconds),
             "RAYDDPM_GIT_COMMIT": git_commit(),
-            FAULT_VARIABLE: os.environ.get(FAULT_VARIABLE, ""),
+            **{name: os.environ.get(name, "") for name in (FAULT_VARIABLE, LOG_VARIABLE)},
         }
         job_id = f"rayddpm-{uuid.uuid4().hex[:12]}"
         try:

@@ -1,6 +1,5 @@
 """Worker processes on this machine: started, watched to their end, and what failed first when one fails."""
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -14,6 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
+from common.logs import start_logging
 from common.process import end_with_parent, signals_held_back
 from common.progress import log_format
 
@@ -112,7 +112,7 @@ def _failure(rank: int, process: BaseProcess, report: Connection, unix_seconds: 
 
 def _run(rank: int, target: Callable[..., None], arguments: tuple[Any, ...], report: Connection) -> None:
     """A worker's process. SIGTERM stays blocked, as it was when it was born, until the worker has a handler for it."""
-    logging.basicConfig(level=logging.INFO, format=log_format(sys.stderr))
+    start_logging(sys.stderr, log_format(sys.stderr))
     # The launching process turns Ctrl-C into a stop after a checkpoint; when it dies, its workers must too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked one has its parent's, and wakes it up

@@ -1,5 +1,6 @@
 """Progress of whatever takes longer than a moment: a bar on a terminal, a line every so often elsewhere."""
 
+import logging
 import sys
 import threading
 import time
@@ -7,9 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from common.logs import as_json
+
 if TYPE_CHECKING:
     from rich.text import Text
 
+_log = logging.getLogger(__name__)
 _MIN_BAR_COLUMNS, _MAX_BAR_COLUMNS = 10, 40
 _REDRAW_SECONDS = 0.25
 LINE_START = "\r\x1b[2K"
@@ -86,7 +90,7 @@ def showing(shown: Progress, stream: TextIO | None = None, line_seconds: float =
     """As `progress`, of what is given."""
     stream = stream or sys.stderr
     ended = threading.Event()
-    show = _draw if stream.isatty() else _print_lines
+    show = _draw if stream.isatty() and not as_json() else _print_lines
     thread = threading.Thread(target=show, args=(shown, stream, line_seconds, ended), name="progress", daemon=True)
     thread.start()
     try:
@@ -132,5 +136,8 @@ def _print_lines(shown: Progress, stream: TextIO, line_seconds: float, ended: th
         over = ended.wait(line_seconds)
         now = (shown.done, *shown.notes)
         if now != said and (not over or said):
-            print(shown.line(), file=stream, flush=True)
+            if as_json():
+                _log.info("%s", shown.line())
+            else:
+                print(shown.line(), file=stream, flush=True)
             said = now

@@ -15,6 +15,7 @@ from cluster.launch import Worker
 from cluster.lease import Lease
 from cluster.run_directory import LEDGER
 from cluster.tracking.spool import Spool
+from common.logs import as_json
 from data_pipeline.loader import Batch
 from data_pipeline.order import share
 from models.diffusion import GaussianDiffusion
@@ -29,6 +30,7 @@ from trainer.hooks.checkpoint import CheckpointHook
 from trainer.hooks.faults import DrillHook, drilled, drilled_stream
 from trainer.hooks.hardware import describe_hardware
 from trainer.hooks.lease import LeaseHook
+from trainer.hooks.log import LogHook
 from trainer.hooks.metrics import MetricsHook
 from trainer.hooks.progress import ProgressHook
 from trainer.hooks.stop import StopHook
@@ -89,6 +91,7 @@ def assemble(worker: Worker, directory: Path, run: dict[str, Any], lease: Lease 
     save = partial(checkpoints.save, wait=True)
     hooks: list[Hook] = [
         watchdog,
+        *((LogHook(resumed.step),) if as_json() else ()),
         # Before the metrics: whoever sees those may ask for a stop, which then keeps what was trained.
         ProgressHook(directory, worker, config, resumed.step),
         *((DrillHook(faults),) if faults else ()),

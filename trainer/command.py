@@ -20,6 +20,7 @@ from cluster.tracking.background import BackgroundUploader
 from cluster.tracking.uploader import Uploader
 from common.files import read_json
 from common.interrupt import INTERRUPTED, Interrupted, sigterm_interrupts
+from common.logs import say, start_logging, tell
 from common.progress import log_format
 from trainer.config.config import Launcher, WorkersConfig
 from trainer.config.cost import check_cpu_hours
@@ -37,18 +38,18 @@ _log = logging.getLogger(__name__)
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 trained (or nothing left to train), 1 workers failed, 2 the user's error, 130 interrupted."""
-    logging.basicConfig(level=logging.INFO, format=log_format(sys.stderr), stream=sys.stderr)
     try:
+        start_logging(sys.stderr, log_format(sys.stderr))
         with sigterm_interrupts():
             return _train(arguments)
     except KeyboardInterrupt as interrupted:
-        print(str(interrupted) or "interrupted before training began; the same command starts again", file=sys.stderr)
+        say(str(interrupted) or "interrupted before training began; the same command starts again", logging.WARNING)
         return INTERRUPTED
     except LostLeaseError as error:
-        print(f"error: {error}: this one writes nothing more", file=sys.stderr)
+        say(f"error: {error}: this one writes nothing more")
         return _FAILED
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).split())}")
         return _USER_ERROR
 
 
@@ -60,6 +61,7 @@ def _train(arguments: list[str]) -> int:
         print(json.dumps(summary(config), indent=2))
         return 0
     planned = plan(config, options.preset, options.launcher)
+    tell(run=planned.config.run.name)
     _check_length(planned, options)
     if options.launcher == "local" and in_torchrun() and int(os.environ["RANK"]) > 0:
         return _follow(planned)
@@ -117,7 +119,7 @@ def _run(planned: Plan, launcher: Launcher, lease: Lease) -> int:
                     status = "FINISHED" if finished else "KILLED"
                 except LaunchError as error:
                     _log.error("%s", error.details)
-                    print(f"error: the workers failed: {error}", file=sys.stderr)
+                    say(f"error: the workers failed: {error}")
                 except KeyboardInterrupt:
                     status = "KILLED"
                     raise

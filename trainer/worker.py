@@ -7,6 +7,7 @@ from cluster.launch import Worker
 from cluster.lease import Lease
 from cluster.run_directory import RUN
 from common.files import read_json
+from common.logs import tell
 from trainer.assembly import assemble
 from trainer.engines.base import NonFiniteError
 from trainer.hooks.stop import Stopped, sigterm_stops
@@ -21,7 +22,9 @@ def train_worker(worker: Worker, run_directory: str, lease: Lease | None = None)
     """
     directory = Path(run_directory)
     with sigterm_stops(directory):
-        _train(worker, directory, read_json(directory / RUN), lease)
+        run = read_json(directory / RUN)
+        tell(run=run["run"], rank=worker.rank)
+        _train(worker, directory, run, lease)
 
 
 def _train(worker: Worker, directory: Path, run: dict[str, Any], lease: Lease | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from common.interrupt import INTERRUPTED
+from common.logs import start_logging
 from eval.cli.jobs import DEFAULT_PROTOCOL, run_blocks, stop_on_signals
 from eval.settings import EvaluationSettings, PoolSettings
 
@@ -114,6 +115,6 @@ def _without_number(service: "Service") -> list[Path]:
 
 
 def _log_to_stdout() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    start_logging(sys.stdout, "%(asctime)s %(message)s", "%H:%M:%S")
     for name in ("mlflow", "apscheduler", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -19,6 +19,7 @@ from cluster.launch import Worker
 from cluster.progress import has_trained
 from cluster.run_directory import CHECKPOINT_REQUEST, STOP
 from common.interrupt import handling_signals
+from common.logs import as_json, as_line, say
 from common.progress import LINE_START
 from data_pipeline.loader import Batch
 from trainer.engines.base import StepResult
@@ -134,8 +135,12 @@ def signals_stop(run_directory: Path, at_once: Callable[[], str], under_ray: boo
     While no step has been done since the workers were started, there is nothing to checkpoint, and perhaps no worker
     that looks: then the first one already raises KeyboardInterrupt. at_once: see `handling_signals`.
     """
+
+    def last_line() -> str:
+        return as_line(at_once(), logging.WARNING)
+
     try:
-        with handling_signals(lambda number: _ask_to_stop(run_directory, under_ray), at_once):
+        with handling_signals(lambda number: _ask_to_stop(run_directory, under_ray), last_line):
             yield
     finally:
         _signalled.clear()
@@ -163,7 +168,7 @@ def _ask_to_stop(run_directory: Path, under_ray: bool) -> None:
 
 
 def _say(line: str) -> None:
-    print(f"{LINE_START if sys.stderr.isatty() else ''}{line}", file=sys.stderr, flush=True)
+    say(f"{LINE_START if sys.stderr.isatty() and not as_json() else ''}{line}", logging.WARNING)
 
 
 @contextmanager
