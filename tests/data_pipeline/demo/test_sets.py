@@ -53,12 +53,13 @@ def test_options_in_a_path_make_sets_of_their_own(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("demo:cats", "digits, faces"),
+        ("demo:cats", "digits, faces, mnist"),
         ("demo:faces?size=3", "size"),
         ("demo:faces?image_size=big", "whole number"),
         ("demo:faces?image_size=300", "256"),
         ("demo:faces?num_images=0", "num_images"),
         ("demo:digits?num_images=1798", "1797"),
+        ("demo:mnist?num_images=5001", "5000"),
     ],
 )
 def test_wrong_demo_paths_are_named(cache: Path, path: str, words: str) -> None:
