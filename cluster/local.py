@@ -174,7 +174,13 @@ def client_environment(create_token: bool = False) -> dict[str, str]:
 
 def _state_path() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rayddpm"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"a local Ray cluster is noted in {folder}, which cannot be made ({error.strerror}): set HOME to a folder "
+            "that can be written, or train without Ray by --launcher local"
+        ) from error
     return folder / "cluster.json"
 
 

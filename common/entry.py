@@ -4,6 +4,7 @@ It imports next to nothing, so that all this holds before the libraries are impo
 """
 
 import importlib
+import logging
 import os
 import select
 import signal
@@ -20,6 +21,8 @@ _TOO_EARLY = "interrupted before it began"
 
 def start(module: str) -> int:
     """Run `main(arguments)` of a module with the arguments of this process; the exit code. For entry points alone."""
+    # Under a home that cannot be written it says on two long lines that it takes a temporary folder instead.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     code = guarded(lambda: importlib.import_module(module).main(sys.argv[1:]), _TOO_EARLY)
     if threading.current_thread() is threading.main_thread():
         # Python takes a while to end, and would answer a signal with a traceback.

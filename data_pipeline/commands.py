@@ -118,7 +118,7 @@ def verify(dest: str) -> None:
 
     with _progress("verifying") as advance:
         manifest = verify_dataset(resolve_path(dest), lambda done, total: advance(done, total, 0))
-    print(f"ok: {manifest.num_samples} samples in {len(manifest.shards)} shards, digest {manifest.digest}")
+    print(f"ok: {manifest.num_samples} samples in {_shards(manifest)}, digest {manifest.digest}")
 
 
 def order(
@@ -197,11 +197,15 @@ def _runner(num_processes: int | None) -> "TaskRunner":
 
 def _print_packed(manifest: "Manifest", dest: str, num_ignored: int = 0) -> None:
     size, channels = manifest.image_size, "RGB" if manifest.image_channels == 3 else "grey"
-    print(f"{dest}: {manifest.num_samples} {channels} images of {size}x{size} in {len(manifest.shards)} shards")
+    print(f"{dest}: {manifest.num_samples} {channels} images of {size}x{size} in {_shards(manifest)}")
     print(f"digest {manifest.digest}")
     if num_ignored:
         print(f"{num_ignored} files were passed over, as their names are not those of images")
     print(f"see {dest}/report.json and {dest}/preview.png")
+
+
+def _shards(manifest: "Manifest") -> str:
+    return f"{len(manifest.shards)} shard{'s' * (len(manifest.shards) > 1)}"
 
 
 @contextmanager

@@ -15,13 +15,20 @@ from data_pipeline.storage.cache import cache_folder
 def resolve_path(path: str | Path, run: TaskRunner | None = None) -> str:
     """Where a data set lies: the folder of a demo set, packed on first use, for "demo:..."; any other path unchanged.
 
-    Safe to call from many processes at once. ValueError for an unknown demo set or option.
+    Safe to call from many processes at once. ValueError for an unknown demo set or option, or a
+    cache that cannot be made.
     """
     options = parse_demo_path(str(path))
     if options is None:
         return str(path)
     folder = cache_folder() / "demo"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{path} is packed into {folder}, which cannot be made ({error.strerror}): name a folder that can in "
+            "RAYDDPM_CACHE"
+        ) from error
     # One process packs, the others wait for it; the kernel frees the lock of a process that dies. The folder itself is
     # the lock, as no file can be made where a packed set lies on a read-only disk.
     lock = os.open(folder, os.O_RDONLY)

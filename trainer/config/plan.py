@@ -151,11 +151,16 @@ def _check_name(config: Config) -> None:
 
 
 def _check_disk(config: Config) -> None:
-    """The storage has room for a checkpoint: the weights, their average and two moments, float32."""
+    """The storage can be written and has room for a checkpoint: weights, their average and two moments, float32."""
     needed = 4 * 4 * num_parameters(config)
     folder = Path(config.run.storage)
     while not folder.exists():
         folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"run.storage {config.run.storage} cannot be made, as {folder} is not writable: give another "
+            "folder, such as --run.storage runs"
+        )
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(
