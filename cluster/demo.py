@@ -1,35 +1,56 @@
 """`make demo`: the commands of the other packages, in order, on a local cluster. What it does, a user can type."""
 
+import math
 import os
+import random
 import re
 import shlex
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cluster import local
 from cluster.progress import ProgressBar
-from cluster.run_directory import RUN, complete_checkpoints
+from cluster.run_directory import RUN, complete_checkpoints, newest_step
 from cluster.submit import Jobs
 from common.code import command
 from common.files import read_json
 from common.interrupt import Interrupted
 
-_PRESETS = {"digits": "demo", "faces": "demo_faces"}
-_IMAGE_SIZES = {"digits": 8, "faces": 16}
+
+class _Subject(NamedTuple):
+    """What is trained on, and how long all of it takes."""
+
+    preset: str
+    image_size: int
+    training_seconds: float
+    """With the evaluation beside it, on two cores of the machine of docs/EXPERIMENTS.md"""
+
+
+_SUBJECTS = {
+    "digits": _Subject("demo", 8, 130.0),
+    "faces": _Subject("demo_faces", 16, 190.0),
+}
+SubjectName = Literal["digits", "faces"]
+_OTHER_SECONDS = 40.0
+"""Packing, the start of Ray and of the processes, samples and report, likewise"""
+_REFERENCE_SPEED = 190.0
+"""What `_core_speed()` gives on such a core: taken on a Xeon, which trains about as fast"""
+_NUM_COMPRESSIONS = 200
 _PROTOCOL = "fd_efficientnet_lite0_512_ddim20"
 _NUM_SAMPLING_STEPS = 100
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 
 
 class DemoError(RuntimeError):
     """A step of the demo failed; the message is what it printed last."""
 
 
-def run_demo(subject: Literal["digits", "faces"], folder: Path, options: Sequence[str] = ()) -> None:
+def run_demo(subject: SubjectName, folder: Path, options: Sequence[str] = ()) -> None:
     """Pack, train on 2 Ray workers with evaluation beside, sample, report. Run again, it resumes or says so.
 
     folder: `data/`, `runs/` and `reports/` are made here. options: of the training, beside the preset's.
@@ -43,14 +64,18 @@ def run_demo(subject: Literal["digits", "faces"], folder: Path, options: Sequenc
         ) from error
 
 
-def _run_demo(subject: Literal["digits", "faces"], folder: Path, options: Sequence[str]) -> None:
+def _run_demo(subject: SubjectName, folder: Path, options: Sequence[str]) -> None:
     started = time.monotonic()
     folder = folder.resolve()
     data, storage = folder / "data" / subject, folder / "runs"
     run_directory = storage / f"demo-{subject}"
     report = folder / "reports" / f"demo-{subject}.html"
-    _say("1/5", f"packing {subject} into WebDataset shards")
-    _command("data", "demo", subject, str(data), "--image-size", str(_IMAGE_SIZES[subject]))
+    print(f"{_expected(subject, run_directory)}; the bar tells it better. Ctrl-C keeps what is done", flush=True)
+    if (data / "manifest.json").exists():  # written last
+        _say("1/5", f"packed already: {data}")
+    else:
+        _say("1/5", f"packing {subject} into WebDataset shards")
+        _command("data", "demo", subject, str(data), "--image-size", str(_SUBJECTS[subject].image_size))
     _say("2/5", "Ray on loopback")
     cluster = local.up(with_this_process=True)
     ours = cluster.owner_pid == os.getpid()
@@ -75,12 +100,36 @@ def _run_demo(subject: Literal["digits", "faces"], folder: Path, options: Sequen
     print(f"  MLflow   {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}")
 
 
+def _expected(subject: SubjectName, run_directory: Path) -> str:
+    """How long what is left of the demo takes where nothing else runs, as a sentence."""
+    left = 1.0
+    if (run_directory / RUN).exists():
+        left = 1.0 - newest_step(run_directory) / int(read_json(run_directory / RUN)["num_steps"])
+    seconds = _OTHER_SECONDS + max(0.0, left) * _SUBJECTS[subject].training_seconds
+    cores = min(2, len(os.sched_getaffinity(0)))
+    minutes = math.ceil(seconds * _REFERENCE_SPEED / _core_speed() * 2 / cores / 60)
+    unit = "minute" if minutes == 1 else "minutes"
+    return f"{subject}: about {minutes} {unit} on this machine, more beside other work"
+
+
+def _core_speed() -> float:
+    """What a core does, however busy: MB compressed by zlib in a second of its time.
+
+    Training on a CPU has much of plain work like this one's around its products of matrices.
+    """
+    data = random.Random(0).randbytes(1 << 14) * 8
+    started = time.process_time()
+    for _ in range(_NUM_COMPRESSIONS):
+        zlib.compress(data)
+    return _NUM_COMPRESSIONS * len(data) / (time.process_time() - started) / 1e6
+
+
 def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, run_directory: Path, options: Sequence[str]) -> None:
     """Two Ray jobs: the training, and beside it the evaluator, which ends when every checkpoint has its number."""
     storage = run_directory.parent
     train = shlex.join(
         [
-            *("python", "trainer/main.py", "--preset", _PRESETS[subject]),
+            *("python", "trainer/main.py", "--preset", _SUBJECTS[subject].preset),
             *("--run.name", run_directory.name, "--run.storage", str(storage), "--data.path", str(data)),
             *options,
         ]

@@ -44,6 +44,7 @@ def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("demo")
     finished = run_demo(folder, request.param)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    assert re.match(r"digits: about \d+ minutes? on this machine", finished.stdout)
     return folder
 
 
@@ -116,5 +117,6 @@ def test_a_second_time_it_says_that_it_is_done(demo: Path) -> None:
     again = run_demo(demo, num_steps_of(demo))
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     assert f"finished already at step {num_steps_of(demo)}" in again.stdout
+    assert "packed already" in again.stdout
     after = read_json(demo / "runs" / "demo-digits" / "run.json")
     assert json.dumps(after) == json.dumps(before)
