@@ -58,6 +58,8 @@ bench: install
 	PYTHONPATH=. $(BIN)/python benchmarks/evaluation.py
 	PYTHONPATH=. $(BIN)/python benchmarks/training.py
 	PYTHONPATH=. $(BIN)/python benchmarks/recovery.py
+	PYTHONPATH=. $(BIN)/python benchmarks/failures.py
+	PYTHONPATH=. $(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
