@@ -16,7 +16,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable '.[all,dev]'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable '.[all,server,dev]'
 	# The tutorial's package, for comparison in tests: its U-Net needs nothing but torch, its dependencies are many.
 	$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps labml-nn
 	touch $@

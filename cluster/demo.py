@@ -125,30 +125,6 @@ def _core_speed() -> float:
     return _NUM_COMPRESSIONS * len(data) / (time.process_time() - started) / 1e6
 
 
-def _expected(subject: SubjectName, run_directory: Path) -> str:
-    """How long what is left of the demo takes where nothing else runs, as a sentence."""
-    left = 1.0
-    if (run_directory / RUN).exists():
-        left = 1.0 - newest_step(run_directory) / int(read_json(run_directory / RUN)["num_steps"])
-    seconds = _OTHER_SECONDS + max(0.0, left) * _SUBJECTS[subject].training_seconds
-    cores = min(2, len(os.sched_getaffinity(0)))
-    minutes = math.ceil(seconds * _REFERENCE_SPEED / _core_speed() * 2 / cores / 60)
-    unit = "minute" if minutes == 1 else "minutes"
-    return f"{subject}: about {minutes} {unit} on this machine, more beside other work"
-
-
-def _core_speed() -> float:
-    """What a core does, however busy: MB compressed by zlib in a second of its time.
-
-    Training on a CPU has much of plain work like this one's around its products of matrices.
-    """
-    data = random.Random(0).randbytes(1 << 14) * 8
-    started = time.process_time()
-    for _ in range(_NUM_COMPRESSIONS):
-        zlib.compress(data)
-    return _NUM_COMPRESSIONS * len(data) / (time.process_time() - started) / 1e6
-
-
 def _train_and_evaluate(jobs: Jobs, subject: str, data: Path, run_directory: Path, options: Sequence[str]) -> None:
     """Two Ray jobs: the training, and beside it the evaluator, which ends when every checkpoint has its number."""
     storage = run_directory.parent

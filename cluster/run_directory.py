@@ -88,9 +88,9 @@ def newest_step(run_directory: Path) -> int:
     return step_of(checkpoints[-1]) if checkpoints else 0
 
 
-def held_checkpoints(run_directory: Path) -> set[str]:
-    """Names of the checkpoints that an evaluation holds right now: retention must leave them."""
-    return {path.parent.name for path in (run_directory / EVALUATIONS).glob("*/*.lease") if is_held(path)}
+def is_being_evaluated(run_directory: Path, checkpoint_name: str) -> bool:
+    """Whether an evaluation holds the checkpoint right now: retention must leave it."""
+    return any(is_held(path) for path in (run_directory / EVALUATIONS / checkpoint_name).glob("*.lease"))
 
 
 def _committed_nanoseconds(checkpoint: Path) -> int | None:

@@ -53,8 +53,9 @@ def check_number(
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     """Raise ValueError unless the value is one of the names; says which of them it resembles."""
     names = list(allowed)
-    near = did_you_mean(value, names) if isinstance(value, str) else ""
-    check(value in names, name, value, f"one of {', '.join(names)}{near}")
+    if value not in names:  # what it resembles takes long to find
+        near = did_you_mean(value, names) if isinstance(value, str) else ""
+        check(False, name, value, f"one of {', '.join(names)}{near}")
 
 
 def check_at_least(section: str, config: object, least: int, *names: str) -> None:

@@ -21,7 +21,7 @@ from cluster.run_directory import (
 )
 from common.checks import check_choice, check_whole
 from eval.protocol import Protocol, from_description
-from eval.results import DONE, SKIPPED, is_final, read_result, result_path
+from eval.results import DONE, SKIPPED, Settled, is_final, read_result, result_path
 from eval.runs import read_run
 
 _log = logging.getLogger(__name__)
@@ -138,11 +138,13 @@ def jobs_of_run(run_directory: Path, protocols: Sequence[Protocol], selection: S
     last_steps = {run.get("num_steps")}
     if checkpoints and not is_held(run_directory / LEASE):
         last_steps.add(checkpoints[-1][0])  # nobody trains: it has ended, or was stopped early
-    jobs = []
-    for step, checkpoint in checkpoints:
-        if step % selection.every_steps == 0 or step in last_steps:
-            for protocol in protocols:
-                jobs.append(Job(run_directory, checkpoint, step, protocol.bind(run["manifest_digest"])))
+    bound = [protocol.bind(run["manifest_digest"]) for protocol in protocols]
+    jobs = [
+        Job(run_directory, checkpoint, step, protocol)
+        for step, checkpoint in checkpoints
+        if step % selection.every_steps == 0 or step in last_steps
+        for protocol in bound
+    ]
     return sorted(jobs, key=lambda job: job.step, reverse=selection.order == "newest")
 
 
@@ -163,9 +165,15 @@ def left_behind(run_directory: Path) -> list[Job]:
     return jobs
 
 
-def pending_jobs(jobs: Iterable[Job], selection: Selection, now_seconds: float) -> list[Job]:
-    """Jobs to work on now: those without a result, and blocked or failed ones whose time has come."""
-    return [job for job in jobs if is_due(read_result(job.result_path), selection.retry_seconds, now_seconds)]
+def pending_jobs(
+    jobs: Iterable[Job], selection: Selection, now_seconds: float, settled: Settled | None = None
+) -> list[Job]:
+    """Jobs to work on now: those without a result, and blocked or failed ones whose time has come.
+
+    settled: of whoever asks again and again.
+    """
+    read = read_result if settled is None else settled.read
+    return [job for job in jobs if is_due(read(job.result_path), selection.retry_seconds, now_seconds)]
 
 
 def is_due(result: dict[str, Any] | None, retry_seconds: float, now_seconds: float) -> bool:

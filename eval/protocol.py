@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from common.checks import check_choice, check_number, check_whole
@@ -89,7 +90,7 @@ class Protocol:
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta={self.eta} with sampler={self.sampler}: eta belongs to the ddim sampler")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 (hex) of the canonical JSON of all fields; of a later field only where it is set."""
         described = asdict(self)

@@ -3,6 +3,7 @@
 import math
 import platform
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,31 @@ def _is_number(result: Mapping[str, Any]) -> bool:
     values = result.get("values", {})
     shown += [*values.values(), *(values[part] for part in METRICS[result["protocol"]["metric"]].parts)]
     return all(math.isfinite(value) for value in shown) and all(isinstance(text, str) for text in warnings)
+
+
+@dataclass
+class Settled:
+    """Final results are read once, and again when their file has changed: a queue of thousands is asked for often."""
+
+    _seen: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = field(default_factory=dict)
+
+    def read(self, path: Path) -> dict[str, Any] | None:
+        """As `read_result`, but of a result that was seen to be final only its status and attempts."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            self._seen.pop(path, None)
+            return None
+        except OSError:
+            return read_result(path)
+        version = (status.st_ino, status.st_mtime_ns, status.st_size)
+        known = self._seen.get(path)
+        if known is not None and known[0] == version:
+            return known[1]
+        result = read_result(path)
+        if result is not None and is_final(result):
+            self._seen[path] = version, {"status": result["status"], "attempts": result.get("attempts", 1)}
+        return result
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from cluster.run_directory import (
     CHECKPOINTS,
     checkpoint_name,
     complete_checkpoints,
-    held_checkpoints,
+    is_being_evaluated,
     step_of,
 )
 from cluster.storage import DamagedError, commit_directory, remove_directory, remove_leftovers, verify
@@ -188,12 +188,11 @@ class CheckpointStore:
 
         Those passed over do not count, and go once they are older than what is kept.
         """
-        held = held_checkpoints(self._run_directory)
         found = complete_checkpoints(self._run_directory)
         oldest_kept = [directory for directory in found if directory not in self._passed_over][-keep.keep_last :][0]
         for directory in found[: found.index(oldest_kept)]:
             permanent = keep.keep_every_steps and step_of(directory) % keep.keep_every_steps == 0
-            if not permanent and directory.name not in held:
+            if not permanent and not is_being_evaluated(self._run_directory, directory.name):
                 remove_directory(directory)
 
     def _check_lease(self) -> None:

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from cluster.fault import Faults
 from cluster.run_directory import RUN, SPOOL
+from cluster.tracking.acknowledged import Acknowledged
 from cluster.tracking.copies import own_uid
 from cluster.tracking.sending import send_events
 from cluster.tracking.spool import UNREADABLE, Spool, read_events, read_metrics
@@ -40,10 +41,12 @@ class Uploader:
     after MLflow took it, and all of them are sent again when the MLflow run is another one than before.
     """
 
-    def __init__(self, run_directory: Path, faults: Faults | None = None):
-        """Reads uid, name, tracking_uri and experiment from the run's run.json, anew for each drain."""
+    def __init__(self, run_directory: Path, faults: Faults | None = None, acknowledged: Acknowledged | None = None):
+        """Reads uid, name, tracking_uri and experiment from the run's run.json, anew for each drain.
+        acknowledged: one for all uploaders of this run, from whoever makes many of them."""
         self._directory = run_directory
         self._faults = faults or Faults()
+        self._acknowledged = acknowledged or Acknowledged()
         self._marker = run_directory / SPOOL / "mlflow.json"
         self._run = self._read_run()
         self._connection: tuple[MlflowClient, str] | None = None
@@ -67,7 +70,7 @@ class Uploader:
                 raise UploadError(lines[0] if lines else type(error).__name__) from error
 
     def pending(self) -> bool:
-        return any(self._acknowledged(path) < path.stat().st_size for path in self._spool_files())
+        return any(self._behind())
 
     def _drain(self) -> int:
         run = self._read_run()
@@ -77,7 +80,7 @@ class Uploader:
         if not self.pending():
             return 0
         client, run_id = self._connection = self._connection or self._connect()
-        return sum(self._drain_file(client, run_id, path) for path in self._spool_files())
+        return sum(self._drain_file(client, run_id, path, start) for path, start in self._behind())
 
     def _read_run(self) -> dict[str, Any]:
         """run.json, under the uid that is this folder's own: a copy must not log into the original's MLflow run."""
@@ -87,10 +90,13 @@ class Uploader:
     def _spool_files(self) -> list[Path]:
         return sorted((self._directory / SPOOL).glob("*.jsonl"))
 
-    def _acknowledged(self, path: Path) -> int:
-        """Bytes of a spool file that the MLflow run of this place has."""
-        acknowledged = _acknowledged_path(path)
-        return read_json(acknowledged)["bytes"] if acknowledged.exists() and self._remembered_run() else 0
+    def _behind(self) -> Iterator[tuple[Path, int]]:
+        """Spool files of which the MLflow run of this place has not all, with the bytes that it has."""
+        remembered = self._remembered_run() is not None
+        for path in self._spool_files():
+            num_bytes = self._acknowledged.num_bytes(path) if remembered else 0
+            if num_bytes < path.stat().st_size:
+                yield path, num_bytes
 
     def _remembered_run(self) -> str | None:
         """The id of the MLflow run that was sent to, unless that was at another place."""
@@ -99,9 +105,9 @@ class Uploader:
         earlier = {**place, "uid": self._run["original_uid"]}  # markers of earlier versions name neither
         return marker["run_id"] if {**earlier, **marker}.items() >= place.items() else None
 
-    def _drain_file(self, client: "MlflowClient", run_id: str, path: Path) -> int:
+    def _drain_file(self, client: "MlflowClient", run_id: str, path: Path, start: int) -> int:
         num_sent, batch = 0, []
-        for event, end in read_events(path, self._acknowledged(path)):
+        for event, end in read_events(path, start):
             batch.append((event, end))
             if len(batch) == _BATCH_EVENTS:
                 num_sent += self._send(client, run_id, path, batch)
@@ -112,7 +118,7 @@ class Uploader:
         self._faults("upload.before")
         send_events(client, run_id, self._directory, [event for event, _ in batch])
         self._faults("upload.after")
-        write_json_atomic(_acknowledged_path(path), {"bytes": batch[-1][1]})
+        self._acknowledged.write(path, batch[-1][1])
         self.progress += 1
         return sum(event["type"] not in (UNREADABLE, "checkpoint", "start") for event, _ in batch)
 
@@ -127,7 +133,7 @@ class Uploader:
         if run_id is None or not _is_there(client, run_id, experiment_id):
             # Forgotten before the new run is remembered, so that a crash in between only sends again.
             for path in self._spool_files():
-                _acknowledged_path(path).unlink(missing_ok=True)
+                self._acknowledged.forget(path)
             run_id = self._find_or_create_run(client, experiment_id)
         write_json_atomic(self._marker, {"run_id": run_id, "experiment_id": experiment_id, **_place(self._run)})
         return client, run_id
@@ -177,10 +183,6 @@ def _try_lock(file: IO[str]) -> bool:
 def _place(run: dict[str, Any]) -> dict[str, str]:
     """Where a run is sent, and as which. Its password is not part of that, and is written into run.json alone."""
     return {"tracking_uri": redacted(run["tracking_uri"]), "experiment": run["experiment"], "uid": run["uid"]}
-
-
-def _acknowledged_path(path: Path) -> Path:
-    return path.with_suffix(".acknowledged.json")
 
 
 def _is_there(client: "MlflowClient", run_id: str, experiment_id: str) -> bool:

@@ -1,11 +1,13 @@
 """Checkpoints that were deleted before their turn, also while nobody looked: each is recorded, and shown by reports."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.run_directory import CHECKPOINTS, EVALUATIONS, SPOOL
+from cluster.run_directory import CHECKPOINTS, EVALUATIONS, SPOOL, checkpoint_step
 from cluster.tracking.spool import read_events
+from common.checkpoint_names import CHECKPOINT_NAME
 from eval.backlog import Job, Selection, checkpoints_of
 from eval.protocol import Protocol
 from eval.results import read_result
@@ -32,21 +34,28 @@ class DeletedCheckpoints:
         self._names.update({step: path.name for step, path in present})
         gone = self._names.keys() - {step for step, _ in present}
         manifest_digest = read_run(self.run_directory)["manifest_digest"]
-        jobs = []
+        jobs: list[Job] = []
+        folders: dict[int, list[Path]] | None = None
         for step in sorted(step for step in gone if step % selection.every_steps == 0):
             checkpoint = self.run_directory / CHECKPOINTS / self._names[step]
             for protocol in protocols:
                 job = Job(self.run_directory, checkpoint, step, protocol.bind(manifest_digest))
                 if (step, job.protocol.digest) not in self._settled:
                     self._settled.add((step, job.protocol.digest))
-                    if not self._has_result(job):
+                    folders = self._evaluated() if folders is None else folders
+                    found = [folder / job.result_path.name for folder in folders.get(step, [])]
+                    if all(read_result(path) is None for path in found):
                         jobs.append(job)
         return jobs
 
-    def _has_result(self, job: Job) -> bool:
-        """Under any attempt's name."""
-        found = (self.run_directory / EVALUATIONS).glob(f"step-{job.step:08d}-*/{job.result_path.name}")
-        return any(read_result(path) is not None for path in found)
+    def _evaluated(self) -> dict[int, list[Path]]:
+        """Folders of results by step, under any attempt's name; listed once for all that are asked about."""
+        parent = self.run_directory / EVALUATIONS
+        folders = defaultdict(list)
+        for path in parent.iterdir() if parent.is_dir() else ():
+            if CHECKPOINT_NAME.fullmatch(path.name):
+                folders[checkpoint_step(path.name)].append(path)
+        return folders
 
     def _read_spool(self) -> None:
         path = self.run_directory / SPOOL / "train.jsonl"

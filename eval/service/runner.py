@@ -13,7 +13,6 @@ from typing import Any
 from cluster.lease import Lease, LostLeaseError, holding
 from cluster.run_directory import SPOOL
 from cluster.tracking.spool import Spool, read_events
-from cluster.tracking.uploader import Uploader
 from common.files import TEMPORARY_NAMES
 from common.pictures import write_png
 from eval.backlog import Job
@@ -33,6 +32,7 @@ from eval.results import (
 from eval.sampling.evaluation import RunBlocks, discard_work, evaluate, run_here
 from eval.sampling.grids import sample_grid, write_real_grid
 from eval.service.attempts import begin_attempt, end_attempt
+from eval.service.uploads import Uploads
 from eval.settings import EvaluationSettings
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -47,7 +47,7 @@ class Runner:
     run_blocks: RunBlocks = run_here
     clock: Callable[[], float] = time.time
     stop_requested: Callable[[], bool] = field(default=lambda: False)
-    upload: Callable[[Path], None] = field(default=lambda run_directory: upload(run_directory))
+    upload: Callable[[Path], None] = field(default_factory=Uploads)
     """Sends a run's spool to MLflow; what it cannot send must stay in the spool."""
 
     def run(self, job: Job) -> dict[str, Any] | None:
@@ -135,14 +135,6 @@ def record_skip(job: Job, reason: str, clock: Callable[[], float] = time.time) -
     """Write down that a job will not be done, and why."""
     write_result(job.result_path, _record(job, SKIPPED, reason, clock(), {"attempts": 0}))
     discard_work(job.work_folder)
-
-
-def upload(run_directory: Path) -> None:
-    """Send the spool to MLflow; an MLflow that is away costs a warning, the points stay in the spool."""
-    try:
-        Uploader(run_directory).drain()
-    except Exception as error:  # noqa: BLE001 (MLflow, its HTTP and its SQL layers raise unrelated types)
-        _log.warning("MLflow is away, the result is kept and sent later: %s", str(error).partition("\n")[0])
 
 
 def metric_values(result: dict[str, Any]) -> dict[str, float]:

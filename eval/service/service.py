@@ -23,7 +23,7 @@ from eval.backlog import (
 )
 from eval.metrics.metric import METRICS
 from eval.protocol import Protocol
-from eval.results import BLOCKED, DONE, FAILED, read_result
+from eval.results import BLOCKED, DONE, FAILED, Settled, read_result
 from eval.service.deleted import DeletedCheckpoints
 from eval.service.heartbeat import Heartbeat
 from eval.service.requests import requested_jobs
@@ -58,6 +58,7 @@ class Service:
         self._deleted: dict[Path, DeletedCheckpoints] = {}
         self._turns: dict[Path, int] = {}
         self._retry = _NEXT_START
+        self._settled = Settled()
 
     def run_once(self) -> int:
         """Evaluate everything that is due now; the number of evaluations worked on."""
@@ -119,7 +120,7 @@ class Service:
                 self._record_deleted(run)
         requested: list[Job] = []
         with _apart(self.storage):
-            requested = pending_jobs(requested_jobs(self.storage), self.selection, time.time())
+            requested = pending_jobs(requested_jobs(self.storage), self.selection, time.time(), self._settled)
         waiting = self._pending(sorted(self._runs(), key=lambda run: self._turns.get(run, 0)), self.selection)
         return list({job.result_path: job for job in (*requested, *waiting)}.values())
 
@@ -139,7 +140,7 @@ class Service:
                 jobs = jobs_of_run(run, self.protocols, wanted)
                 if newest_only:
                     jobs = [job for job in jobs if job.step == jobs[0].step]
-                found.append(pending_jobs(jobs, self.selection, time.time()))
+                found.append(pending_jobs(jobs, self.selection, time.time(), self._settled))
         return [job for row in zip_longest(*found) for job in row if job is not None]
 
     def _runs(self) -> list[Path]:

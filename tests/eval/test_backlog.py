@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.lease import try_lease
-from cluster.run_directory import held_checkpoints
+from cluster.run_directory import is_being_evaluated
 from cluster.storage import remove_directory
 from common.files import read_json, write_json_atomic
 from eval.backlog import (
@@ -140,13 +140,14 @@ def test_the_last_checkpoint_of_a_run_that_was_stopped_is_its_last(tmp_path):
     assert {job.step for job in jobs_of_run(run, PROTOCOLS, selection)} == {100, 170}
 
 
-def test_held_checkpoints_are_named_while_they_are_evaluated(tmp_path):
+def test_a_checkpoint_is_held_while_it_is_evaluated(tmp_path):
     run = make_run(tmp_path / "runs", steps=(100, 200))
-    job = jobs_of_run(run, PROTOCOLS, Selection())[0]
-    assert held_checkpoints(run) == set()
+    job, other = (jobs_of_run(run, PROTOCOLS, Selection())[number] for number in (0, -1))
+    assert not is_being_evaluated(run, job.checkpoint.name)
     with try_lease(job.lease_path):
-        assert held_checkpoints(run) == {job.checkpoint.name}
-    assert held_checkpoints(run) == set()
+        assert is_being_evaluated(run, job.checkpoint.name)
+        assert not is_being_evaluated(run, other.checkpoint.name)
+    assert not is_being_evaluated(run, job.checkpoint.name)
 
 
 def test_a_deleted_checkpoint_leaves_the_queue(tmp_path):

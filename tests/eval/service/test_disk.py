@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.run_directory import held_checkpoints
+from cluster.run_directory import is_being_evaluated
 from cluster.tracking.uploader import read_metrics
 from eval.backlog import Selection
 from eval.protocol import parse_protocol
@@ -119,7 +119,7 @@ def test_killed_at_any_moment_an_evaluation_ends_at_the_same_number_and_leaves_n
         [folder] = (run / "evals").iterdir()
         left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
         assert not left, (number, left)
-        assert held_checkpoints(run) == set()
+        assert not is_being_evaluated(run, folder.name)
         if not was_killed:
             break
         number += 1
