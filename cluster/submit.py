@@ -9,10 +9,10 @@ from typing import Any
 
 from cluster.fault import VARIABLE as FAULT_VARIABLE
 from cluster.local import client_environment, find, has_token
+from common.checks import did_you_mean
 from common.code import copied_packages, git_commit
 from common.interrupt import Interrupted
 from common.logs import VARIABLE as LOG_VARIABLE
-from common.suggest import did_you_mean
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _START_SECONDS = 120

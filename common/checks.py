@@ -1,9 +1,8 @@
 """What a number or a name may be, refused in one sentence: `NAME is VALUE: it must be ALLOWED; HINT`."""
 
+import difflib
 import math
 from collections.abc import Iterable
-
-from common.suggest import did_you_mean
 
 
 def check(holds: bool, name: str, value: object, allowed: str, hint: str = "") -> None:
@@ -84,3 +83,9 @@ def _range(least: float | None, above: float | None, most: float | None, below: 
     if low is not None:
         return f"{'above' if least is None else 'at least'} {low:g}"
     return "" if high is None else f"{'below' if most is None else 'at most'} {high:g}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` with the nearest of what is known, or nothing where nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, get_args, get_origin
 
 from common import documentation
+from common.checks import did_you_mean
 from common.entry import guarded
 from common.parser import Parser, UsageError
-from common.suggest import did_you_mean
 
 Command = Callable[..., int | None]
 """A parameter without a default is positional, or an option that must be given if it is keyword-only; the others are

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from common.suggest import did_you_mean
+from common.checks import did_you_mean
 from common.values import placeholder, read_value, show_value
 
 _MESSAGES = {

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from common.suggest import did_you_mean
+from common.checks import did_you_mean
 
 _WORDS = {"true": True, "yes": True, "false": False, "no": False}
 

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from common.checks import check_choice, check_number, check_whole
-from common.suggest import did_you_mean
+from common.checks import check_choice, check_number, check_whole, did_you_mean
 from eval.metrics.extractor import EXTRACTORS, Extractor, find_extractor
 from eval.metrics.metric import METRICS, Metric
 

@@ -13,7 +13,7 @@ from common.logs import JsonLines, as_json
 
 
 def record(message: str, *arguments: object, **more: object) -> logging.LogRecord:
-    return logging.LogRecord("some.module", logging.WARNING, __file__, 1, message, arguments, more.get("exc_info"))
+    return logging.LogRecord("some.module", logging.WARNING, __file__, 1, message, arguments, more.get("exc_info"))  # type: ignore[arg-type]
 
 
 def test_a_record_is_one_line_with_time_level_and_what_is_known() -> None:

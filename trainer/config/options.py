@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 from common import documentation
+from common.checks import did_you_mean
 from common.command_line import version
 from common.parser import Parser, dashed
-from common.suggest import did_you_mean
 from common.values import read_toml_value, show_value
 from trainer.config.config import Config, Launcher, to_dict
 from trainer.config.presets import PRESETS
