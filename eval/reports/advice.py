@@ -23,7 +23,7 @@ def next_steps(run: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Step]
         steps.append(_step("Measure the newest checkpoint.", "eval", "run", folder))
     else:
         steps += _about_numbers(run, last, best, summary["rows"])
-    sample = ("models", "sample", folder, "--output", "samples")
+    sample: tuple[str, ...] = ("models", "sample", folder, "--output", "samples")
     if last and best and best["step"] != last["step"]:
         sample = (*sample, "--step", str(best["step"]))
     steps.append(_step("Draw samples.", *sample))
