@@ -89,6 +89,7 @@ def test_one_mlflow_run_holds_everything(demo: Path) -> None:
     grids = [a.path for a in client.list_artifacts(found.info.run_id, folder)]
     assert sorted(grids) == [f"{folder}/step-{step:08d}.png" for step in steps_of_checkpoints(demo)]
     assert found.data.tags.keys() >= {"mlflow.source.name", "mlflow.note.content", "mlflow.user"}
+    assert found.inputs is not None
     (given,) = found.inputs.dataset_inputs
     assert run["manifest_digest"].startswith(given.dataset.digest)
 
