@@ -27,11 +27,12 @@ from common.command_line import run_script
 from eval.backlog import Selection
 from eval.protocol import parse_protocol
 from eval.reports.report import write_report
+from eval.service.heartbeat import Heartbeat
 from eval.web.app import build_app
 from tests.eval.web.browser import Browser
 
 PROTOCOL = "fd_efficientnet_lite0_512_ddim20"
-DESK, PHONE, HEIGHT, GAP = 1280, 420, 1500, 40
+DESK, PHONE, GAP = 1280, 420, 40
 NUM_COLOURS = 192
 
 
@@ -48,9 +49,9 @@ def main(storage: Path, num_steps: int = 2000, output: Path = Path("docs")) -> N
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         report = Path(folder) / "report.html"
         write_report([storage / "digits"], report)
-        take_picture(report.as_uri(), Path(folder), output / "evaluation-report.png")
+        take_picture(report.as_uri(), Path(folder), output / "evaluation-report.png", height=1500)
         with page(storage) as url:
-            take_picture(url, Path(folder), output / "evaluation-page.png")
+            take_picture(url, Path(folder), output / "evaluation-page.png", height=1080)
 
 
 def make_run(storage: Path, num_steps: int) -> None:
@@ -70,12 +71,15 @@ def page(storage: Path) -> Iterator[str]:
     thread.start()
     while not server.started:
         thread.join(0.05)
+    evaluator = Heartbeat(storage)
+    evaluator.write(None)  # as one that waits for checkpoints
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    evaluator.remove()
     server.should_exit = True
     thread.join()
 
 
-def take_picture(url: str, folder: Path, file: Path) -> None:
+def take_picture(url: str, folder: Path, file: Path, height: int) -> None:
     """A desk in light beside a phone in dark, in one picture of few colours."""
     browser = Browser(url, folder / f"profile-{file.stem}")
     try:
@@ -83,11 +87,11 @@ def take_picture(url: str, folder: Path, file: Path) -> None:
         browser.wait_for("[...document.images].every((image) => image.complete)")
         views = []
         for width, dark in ((DESK, False), (PHONE, True)):
-            browser.shows(width, HEIGHT, dark)
+            browser.shows(width, height, dark)
             views.append(Image.open(io.BytesIO(browser.picture(whole=False))).convert("RGB"))
     finally:
         browser.close()
-    both = Image.new("RGB", (DESK + GAP + PHONE, HEIGHT), "white")
+    both = Image.new("RGB", (DESK + GAP + PHONE, height), "white")
     both.paste(views[0], (0, 0))
     both.paste(views[1], (DESK + GAP, 0))
     both.quantize(NUM_COLOURS).save(file, optimize=True)
