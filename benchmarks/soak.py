@@ -47,8 +47,6 @@ _STEPS_AFTER = 5
 class Kept:
     """A command that is started again whenever it has ended."""
 
-    process: "subprocess.Popen[bytes]"
-
     def __init__(self, command: list[str], log: Path, environment: dict[str, str] | None = None):
         self._command, self._log, self._environment = command, log, environment or {}
         self.num_starts = 0
