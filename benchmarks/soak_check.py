@@ -34,7 +34,9 @@ def differences(directory: Path, unbroken: Path, data: Path, num_steps: int, uri
 
 def trained_share(directory: Path, wall_seconds: float) -> float:
     """Steps x their median time / the time that passed: starts, and steps done again, count as lost."""
-    times = [seconds for _, _, seconds in read_metrics(directory)["train/loss"]]
+    times = [seconds for _, _, seconds in read_metrics(directory).get("train/loss", [])]
+    if len(times) < 2:
+        raise ValueError(f"{directory} has trained {len(times)} steps in {wall_seconds:.0f} s: give it more minutes")
     return len(times) * statistics.median(b - a for a, b in pairwise(times)) / wall_seconds
 
 
