@@ -22,7 +22,7 @@ from tests.support.postgres import PASSWORD as DATABASE_PASSWORD
 from tests.support.postgres import Postgres, postgres
 from tests.support.tracking import describe
 
-pytestmark = [pytest.mark.heavy, pytest.mark.needs("pg_createcluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.heavy, pytest.mark.needs("pg_createcluster")]
 
 PASSWORD = "hunter2-of-the-admin"
 BUCKET = "mlflow-artifacts"
