@@ -113,8 +113,9 @@ def submit(
 ) -> int:
     """Run a training, packing or evaluation as a Ray job and follow its log: submit [OPTIONS] -- ARGS.
 
-    ARGS are those of the program; its --help shows them. Ctrl-C stops the job. Paths in ARGS must be absolute: a job
-    runs in a copy of the code, which is all that is sent.
+    ARGS are those of the program; its --help shows them. A whole command, `python trainer/main.py ...`, may stand there
+    as well, as for `ray job submit`. Ctrl-C stops the job. Paths in ARGS must be absolute: a job runs in a copy of the
+    code, which is all that is sent.
 
     Args:
         program: train (python trainer/main.py), data (python -m data_pipeline) or eval (python -m eval)
@@ -125,7 +126,8 @@ def submit(
     from cluster.submit import connect
 
     jobs = connect(address)
-    job = jobs.submit(shlex.join([*_PROGRAMS[program], *arguments]), stop_seconds)
+    whole = arguments if arguments[:1] == ("python",) else (*_PROGRAMS[program], *arguments)
+    job = jobs.submit(shlex.join(whole), stop_seconds)
     print(f"job {job}, with {jobs.code_bytes / 1e6:.1f} MB of code and nothing else", flush=True)
     if detach:
         print(f"its log: python -m cluster logs {job}; to end it: python -m cluster stop {job}")

@@ -89,7 +89,10 @@ def test_a_user_error_in_a_job_ends_it_with_one_line(cluster: Cluster, tmp_path:
 def test_ray_replaces_a_killed_worker_and_no_sample_is_lost(cluster: Cluster, data: Path, tmp_path: Path) -> None:
     num_steps = 120
     job = subprocess.Popen(
-        [sys.executable, "-m", "cluster", "submit", "--", *training(data, tmp_path / "ray", num_steps)],
+        [
+            *(sys.executable, "-m", "cluster", "submit", "--", "python", "trainer/main.py"),
+            *training(data, tmp_path / "ray", num_steps),
+        ],
         cwd=ROOT,
         env=cluster.environment,
         stdout=subprocess.PIPE,
