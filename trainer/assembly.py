@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cluster.fault import Faults
 from cluster.launch import Worker
@@ -20,6 +21,7 @@ from data_pipeline.loader import Batch
 from data_pipeline.order import share
 from models.diffusion import GaussianDiffusion
 from models.ema import ExponentialMovingAverage
+from models.kernels.norm import fuse_norms
 from models.networks.table import build_model
 from trainer.checkpoint import CheckpointStore, Resumed
 from trainer.config.config import Config, from_dict
@@ -70,7 +72,7 @@ def assemble(worker: Worker, directory: Path, run: dict[str, Any], lease: Lease 
     faults = Faults(run["faults"], directory, worker.rank)
     objective = _make_objective(config, faults)
     torch.manual_seed(config.train.seed)
-    engine = make_engine(build_model(config.model).to(objective.dtype), objective, config, worker)
+    engine = make_engine(_make_network(config, objective, worker), objective, config, worker)
     ema = engine.make_ema(config.ema)
     store = CheckpointStore(directory, config, lease, {name: run[name] for name in _PROVENANCE}, faults)
     resumed = store.restore(engine, ema, worker)
@@ -105,6 +107,13 @@ def assemble(worker: Worker, directory: Path, run: dict[str, Any], lease: Lease 
     )
     close = _closing(checkpoints.close, watchdog.close, stream.close, *((spool.close,) if spool is not None else ()))
     return Parts(batches, engine, ema, hooks, config.train.num_steps, save, report, close)
+
+
+def _make_network(config: Config, objective: Objective, worker: Worker) -> nn.Module:
+    network = build_model(config.model).to(objective.dtype)
+    if config.workers.fused_kernels and worker.device.type == "cuda":
+        fuse_norms(network)
+    return network
 
 
 def _make_objective(config: Config, faults: Faults) -> Objective:

@@ -59,10 +59,14 @@ class Dropout(nn.Module):
         """x: (B, C, H, W) floats. Returns the same shape and dtype."""
         if not self.training or self.p == 0.0:
             return x
-        if source is None:
-            return F.dropout(x, self.p)
-        dropout = CounterDropout(self.p, self.layer, source)
-        return torch.where(kept(dropout, x), x * dropout.scale, 0.0)
+        dropout = self.of(source)
+        return F.dropout(x, self.p) if dropout is None else dropped(dropout, x)
+
+    def of(self, source: MaskSource | None) -> CounterDropout | None:
+        """What an operation that drops by itself needs; None if there is nothing to drop, or masks are torch's own."""
+        if not self.training or self.p == 0.0 or source is None:
+            return None
+        return CounterDropout(self.p, self.layer, source)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, layer={self.layer}"
@@ -74,6 +78,11 @@ def number_layers(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Dropout):
             module.layer = next(numbers)
+
+
+def dropped(dropout: CounterDropout, x: Tensor) -> Tensor:
+    """x, (B, C, H, W), without the elements that its masks drop, scaled."""
+    return torch.where(kept(dropout, x), x * dropout.scale, 0.0)
 
 
 def kept(dropout: CounterDropout, x: Tensor) -> Tensor:

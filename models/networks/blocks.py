@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.config import NUM_GROUPS, ModelConfig
 from models.kernels.dropout import Dropout, MaskSource
+from models.kernels.norm import Norm
 
 GROUP_NORM_EPSILON = 1e-6
 
@@ -36,9 +37,10 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, time_features: Tensor, masks: MaskSource | None = None) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        hidden = hidden + self.time_projection(F.silu(time_features))[:, :, None, None]
-        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden)), masks))
+        hidden = self.conv1(self.norm1(x))
+        dropout = self.dropout.of(masks)
+        hidden = self.norm2(hidden, self.time_projection(F.silu(time_features)), dropout)
+        hidden = self.conv2(self.dropout(hidden) if dropout is None else hidden)
         return hidden + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -50,7 +52,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = group_norm(channels, silu=False)
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -161,9 +163,9 @@ def check_norms(config: ModelConfig, widths: Sequence[int]) -> None:
             )
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """The normalisation of every block: 32 groups, epsilon 1e-6 (Ho models/unet.py:11)."""
-    return nn.GroupNorm(NUM_GROUPS, channels, eps=GROUP_NORM_EPSILON)
+def group_norm(channels: int, silu: bool = True) -> Norm:
+    """The normalisation of every block, and SiLU: 32 groups, epsilon 1e-6 (Ho models/unet.py:11)."""
+    return Norm(NUM_GROUPS, channels, GROUP_NORM_EPSILON, silu)
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -72,7 +71,9 @@ class UNet(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, masks: MaskSource | None = None) -> Tensor:
         check_input(x_t, t, self.config)
         time_features = self.time_embedding(t)
-        hidden = self.conv_in(x_t.to(self.conv_in.weight.dtype))
+        # The fused kernels work in channels_last, which convolutions hand on.
+        memory_format = torch.preserve_format if self.norm_out.fused is None else torch.channels_last
+        hidden = self.conv_in(x_t.to(self.conv_in.weight.dtype, memory_format=memory_format))
         skips = [hidden]
         for stage in stages(self.down):
             for block, attention in stage.pairs():
@@ -89,7 +90,7 @@ class UNet(nn.Module):
                 hidden = self._residual(block, attention, hidden, time_features, masks)
             if stage.resample is not None:
                 hidden = stage.resample(hidden)
-        return self.conv_out(F.silu(self.norm_out(hidden))).to(x_t.dtype)
+        return self.conv_out(self.norm_out(hidden)).to(x_t.dtype)
 
     def _residual(
         self,

@@ -180,6 +180,9 @@ class WorkersConfig:
     """Cores reserved, and torch threads used, for each worker."""
     compile: bool = False
     """Compile the network (torch.compile): a slow first step, and losses that differ by rounding."""
+    fused_kernels: bool = False
+    """On a GPU, norm, SiLU, dropout and time embedding of architecture ddpm by one kernel each way, in channels_last;
+    not measured on a GPU yet. Losses differ by rounding."""
     max_failures: int = 3
     """How many worker failures are answered by a restart from the newest checkpoint; -1: without limit."""
     step_timeout_seconds: int = 300
