@@ -31,8 +31,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class _Walk(NamedTuple):
     """How programs divide a tensor, (B, C, H, W), among them."""
 
-    grid: tuple[int, int]
-    """Blocks of groups of all samples, splits."""
+    grid: tuple[int, int, int]
+    """Samples, blocks of groups, splits."""
     num_pixels: int
     num_splits: int
     constants: dict[str, Any]
@@ -175,7 +175,7 @@ def _walk(x: Tensor, num_groups: int) -> _Walk:
         "REAL": tl.float64 if x.dtype == torch.float64 else tl.float32,
     }
     num_splits = triton.cdiv(num_pixels, SPLIT_PIXELS)
-    return _Walk((len(x) * (num_groups // num_together), num_splits), num_pixels, num_splits, constants)
+    return _Walk((len(x), num_groups // num_together, num_splits), num_pixels, num_splits, constants)
 
 
 def _outputs(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:

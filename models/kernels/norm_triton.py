@@ -144,16 +144,11 @@ def forward_kernel(
     GROUP: constexpr, PADDED: constexpr, COLUMNS: constexpr, ROWS: constexpr, REAL: constexpr,
     SHIFTED: constexpr, SILU: constexpr, DROPS: constexpr, SUMS: constexpr, APPLIES: constexpr,
 ):  # fmt: skip
-    """Grid: (samples x blocks of groups, splits). SUMS: moments of a split; APPLIES: y; both where one split is all.
+    """Grid: (samples, blocks of groups, splits). SUMS: moments of a split; APPLIES: y; both where one split is all.
 
     x, y: (B, H * W, C); shift: (B, C); counters: (B,); means, rstds: (B, groups); split_*: (B, splits, groups).
     """
-    num_blocks = num_groups // (COLUMNS // PADDED)
-    split, block, sample = (
-        tl.program_id(1),
-        tl.program_id(0) % num_blocks,
-        (tl.program_id(0) // num_blocks).to(tl.int64),
-    )
+    sample, block, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     start, end, channels = split * split_pixels, tl.minimum((split + 1) * split_pixels, num_pixels), num_groups * GROUP
     channel, exists = channels_of(block, 1, GROUP, PADDED, COLUMNS)
     group = block * (COLUMNS // PADDED) + tl.arange(0, COLUMNS // PADDED)

@@ -63,9 +63,9 @@ def _sums(
 
 
 @triton.jit
-def _joined_sums(sums, num_splits, channels, channel, exists, REAL: constexpr):
+def _joined_sums(sums, num_splits, channels, channel, exists):
     """(COLUMNS,) sums over all splits."""
-    total = tl.zeros(channel.shape, REAL)
+    total = tl.zeros(channel.shape, sums.dtype.element_ty)
     for first in range(0, num_splits, CHUNK):
         split = first + tl.arange(0, CHUNK)[:, None]
         there = (split < num_splits) & exists[None, :]
@@ -74,14 +74,14 @@ def _joined_sums(sums, num_splits, channels, channel, exists, REAL: constexpr):
 
 
 @triton.jit
-def _joined(grad_sums, product_sums, value_sums, parts, num_splits, channels, channel, exists, REAL: constexpr):
-    grads = _joined_sums(grad_sums + parts, num_splits, channels, channel, exists, REAL)
-    products = _joined_sums(product_sums + parts, num_splits, channels, channel, exists, REAL)
-    return grads, products, _joined_sums(value_sums + parts, num_splits, channels, channel, exists, REAL)
+def _join(grad_sums, product_sums, value_sums, parts, num_splits, channels, channel, exists):
+    grads = _joined_sums(grad_sums + parts, num_splits, channels, channel, exists)
+    products = _joined_sums(product_sums + parts, num_splits, channels, channel, exists)
+    return grads, products, _joined_sums(value_sums + parts, num_splits, channels, channel, exists)
 
 
 @triton.jit
-def _store_sums(grad_sums, product_sums, value_sums, place, exists, grads, products, values):
+def _store(grad_sums, product_sums, value_sums, place, exists, grads, products, values):
     tl.store(grad_sums + place, grads, mask=exists)
     tl.store(product_sums + place, products, mask=exists)
     tl.store(value_sums + place, values, mask=exists)
@@ -111,12 +111,7 @@ def backward_kernel(
     SHIFTED: constexpr, SILU: constexpr, DROPS: constexpr, SUMS: constexpr, APPLIES: constexpr,
 ):  # fmt: skip
     """Grid and flags as forward_kernel's. SUMS: *_sums, (B, splits, C); APPLIES: grad_x as x, grad_shift (B, C)."""
-    num_blocks = num_groups // (COLUMNS // PADDED)
-    split, block, sample = (
-        tl.program_id(1),
-        tl.program_id(0) % num_blocks,
-        (tl.program_id(0) // num_blocks).to(tl.int64),
-    )
+    sample, block, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     start, end, channels = split * split_pixels, tl.minimum((split + 1) * split_pixels, num_pixels), num_groups * GROUP
     channel, exists = channels_of(block, 1, GROUP, PADDED, COLUMNS)
     quad, _ = channels_of(block, 4, GROUP, PADDED, COLUMNS)
@@ -125,19 +120,15 @@ def backward_kernel(
     centre, rstd = spread(tl.load(means + group), PADDED, COLUMNS), spread(tl.load(rstds + group), PADDED, COLUMNS)
     scales, biases = row_of(weight, channel, exists, True, REAL), row_of(bias, channel, exists, True, REAL)
     identity = tl.load(counters + sample) if DROPS else sample
-    first, parts = sample * num_pixels * channels, sample * num_splits * channels
+    first, at = sample * num_pixels * channels, sample * num_splits * channels
     if SUMS:
         grads, products, values = _sums(
             x + first, grad + first, moved, centre, rstd, scales, biases, identity, key0, key1, layer, threshold, scale,
             start, end, channel, exists, quad, channels, COLUMNS, ROWS, REAL, SILU, DROPS,
         )  # fmt: skip
-        _store_sums(
-            grad_sums, product_sums, value_sums, parts + split * channels + channel, exists, grads, products, values
-        )
+        _store(grad_sums, product_sums, value_sums, at + split * channels + channel, exists, grads, products, values)
     else:
-        grads, products, values = _joined(
-            grad_sums, product_sums, value_sums, parts, num_splits, channels, channel, exists, REAL
-        )
+        grads, products, values = _join(grad_sums, product_sums, value_sums, at, num_splits, channels, channel, exists)
     if APPLIES:
         grad_mean = spread(group_sums(grads * scales, PADDED, COLUMNS), PADDED, COLUMNS) / (num_pixels * GROUP)
         product_mean = spread(group_sums(products * scales, PADDED, COLUMNS), PADDED, COLUMNS) / (num_pixels * GROUP)
