@@ -55,6 +55,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     "sklearn": ("data_pipeline/demo/sets.py",),
     "tensorboard": ("cluster/tracking/board.py",),
     "torch_ema": ("models/ema.py",),
+    "triton": ("models/kernels/",),
     "webdataset": ("data_pipeline/packing/writer.py",),
 }
 
@@ -68,7 +69,7 @@ INDIRECT = {
     "rayddpm": "an extra of our own in another",
 }
 # Modules of packages that another asked for brings by its name in brackets.
-BROUGHT = {"aiohttp": "fsspec[http]", "botocore": "s3fs"}
+BROUGHT = {"aiohttp": "fsspec[http]", "botocore": "s3fs", "triton": "torch"}
 
 
 def sources() -> list[Path]:
