@@ -13,7 +13,7 @@ from data_pipeline.loader import Batch, BatchStream
 from models.ema import ExponentialMovingAverage
 from trainer.config.config import Config
 from trainer.engines.base import Engine, StepResult
-from trainer.hooks.throughput import model_flops_per_image, peak_flops_per_second
+from trainer.hooks.throughput import Peak, model_flops_per_image
 from trainer.hooks.window import WindowRecorder
 
 
@@ -34,7 +34,7 @@ class MetricsHook:
         """recorder: given each step here, and emptied with each logged one. spool: given on rank 0 alone."""
         if spool is not None:
             self._flops_per_image = model_flops_per_image(config.model)
-            self._peak = worker.world_size * peak_flops_per_second(worker.device, config.train.precision)
+            self._peak = Peak(worker, config.train.precision)
         self._config, self._worker = config, worker
         self._engine, self._ema, self._stream, self._spool, self._clock = engine, ema, stream, spool, clock
         self._recorder = recorder
@@ -49,7 +49,7 @@ class MetricsHook:
             if self._spool is not None:
                 flops_per_second = values["train/images_per_second"] * self._flops_per_image
                 values["train/model_flops_per_second"] = flops_per_second
-                values["train/model_flops_fraction_of_peak"] = flops_per_second / self._peak
+                values["train/model_flops_fraction_of_peak"] = self._peak.fraction(flops_per_second)
                 values["train/learning_rate"] = self._engine.learning_rate(batch.step)
                 values["train/images_seen"] = step * self._config.train.global_batch_size
                 values["train/ema_initial_weight_share"] = self._ema.initial_weight_share

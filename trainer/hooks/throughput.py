@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from cluster.launch import Worker
 from models.config import ModelConfig
 from models.networks.table import build_model
 
@@ -46,3 +47,24 @@ def peak_flops_per_second(device: torch.device, precision: str) -> float:
             torch.cuda.synchronize(device)
         fastest = min(fastest, time.perf_counter() - started)
     return 2 * size**3 / fastest
+
+
+class Peak:
+    """FLOP/s that the matrix products of all workers reach together, the most that was seen.
+
+    A machine that is busy while it is measured shows less than it can do. So when training is faster than that, the
+    peak is measured again, and taken to be at least what training reached.
+    """
+
+    def __init__(self, worker: Worker, precision: str):
+        self._worker, self._precision = worker, precision
+        self._flops_per_second = self._measure()
+
+    def fraction(self, flops_per_second: float) -> float:
+        """What `flops_per_second`, reached by training, is of the peak: in [0, 1]."""
+        if flops_per_second > self._flops_per_second:
+            self._flops_per_second = max(flops_per_second, self._measure())
+        return flops_per_second / self._flops_per_second
+
+    def _measure(self) -> float:
+        return self._worker.world_size * peak_flops_per_second(self._worker.device, self._precision)

@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
+from cluster.launch import Worker
 from models.networks.table import build_model
 from tests.support.trainer import TINY_MODEL
 from trainer.config.presets import PRESETS
-from trainer.hooks.throughput import model_flops_per_image, peak_flops_per_second
+from trainer.hooks.throughput import Peak, model_flops_per_image, peak_flops_per_second
 
 
 def test_flops_are_those_of_every_convolution_linear_layer_and_attention_by_hand() -> None:
@@ -39,3 +40,10 @@ def test_the_measured_peak_is_what_a_product_takes() -> None:
     a = torch.ones(1024, 1024)
     torch.mm(a, a)
     assert 1e8 < peak_flops_per_second(torch.device("cpu"), "fp32") < 1e13
+
+
+def test_no_speed_is_more_than_the_peak_however_low_that_was_measured() -> None:
+    peak = Peak(Worker(0, 1, torch.device("cpu")), "fp32")
+    assert 0 < peak.fraction(1e6) < 0.1
+    assert peak.fraction(1e18) == 1.0  # as of a machine that was busy when it was measured
+    assert peak.fraction(5e17) == 0.5
