@@ -16,7 +16,7 @@ from tests.support.machine import cannot_run
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
-    from tests.support.cluster import Cluster
+    from tests.support.clusters.cluster import Cluster
 
 # Files whose tests start or need Ray. The last kills the head of the cluster that those before it share.
 RAY_FILES = (
@@ -103,7 +103,7 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
     """A Ray cluster of two CPUs for all tests that need one."""
-    from tests.support.cluster import started_cluster
+    from tests.support.clusters.cluster import started_cluster
 
     with started_cluster(tmp_path_factory.mktemp("home"), num_cpus=2) as cluster:
         yield cluster

@@ -28,8 +28,8 @@ from benchmarks.scale import (
 )
 from cluster.storage import complete_directories
 from data_pipeline.order import SampleOrder
-from tests.support.data_servers import free_port
-from tests.support.processes import CONTEXT, settle
+from tests.support.failures.processes import CONTEXT, settle
+from tests.support.servers.data_servers import free_port
 from tests.support.trainer import tiny_config, train_locally
 
 _BYTES_RECEIVED = 128

@@ -9,7 +9,7 @@ from benchmarks.soak import soak
 from benchmarks.soak_check import differences
 from cluster.storage import complete_directories
 from cluster.tracking.uploader import default_tracking_uri
-from tests.support.faults import TINY, run
+from tests.support.failures.faults import TINY, run
 
 pytestmark = pytest.mark.heavy
 

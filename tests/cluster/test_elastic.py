@@ -16,7 +16,7 @@ from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from data_pipeline.ledger import audit
 from data_pipeline.storage.shards import open_dataset
-from tests.support.cluster import Cluster
+from tests.support.clusters.cluster import Cluster
 from tests.support.trainer import command, digits, losses
 from trainer.hooks.stop import checkpoint_path
 
@@ -35,7 +35,7 @@ NEVER = 1_000_000
 def two_nodes(home: Path) -> Iterator[tuple[str, Callable[[str], None]]]:
     """A cluster's address, and a function that tells it to `add` a node or to `kill` the one added last."""
     nodes = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.ray_nodes"],
+        [sys.executable, "-m", "tests.support.clusters.ray_nodes"],
         cwd=ROOT,
         env=Cluster(home).environment,
         stdin=subprocess.PIPE,

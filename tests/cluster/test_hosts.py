@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.tracking.spool import read_metrics
-from tests.support.ray_hosts import RayHosts, ray_hosts
+from tests.support.clusters.ray_hosts import RayHosts, ray_hosts
 
 pytestmark = [pytest.mark.slow, pytest.mark.heavy, pytest.mark.ray]
 

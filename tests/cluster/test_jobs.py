@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.code import PACKAGES, ROOT
-from tests.support.cluster import Cluster
+from tests.support.clusters.cluster import Cluster
 
 pytestmark = [pytest.mark.heavy, pytest.mark.ray]
 

@@ -15,7 +15,7 @@ import pytest
 from cluster import lease_file
 from cluster.lease import Lease, LostLeaseError, is_held, try_lease
 from common.files import write_json_atomic
-from tests.support.stalls import failing_to_open, in_child
+from tests.support.failures.stalls import failing_to_open, in_child
 
 STALE = 0.3
 

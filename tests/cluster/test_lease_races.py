@@ -17,7 +17,7 @@ import pytest
 from cluster import lease_file
 from cluster.lease import LostLeaseError, try_lease
 from tests.cluster.test_lease import STALE, edit, holds, let_seconds_pass, taken
-from tests.support.stalls import stalled_at_every_call
+from tests.support.failures.stalls import stalled_at_every_call
 
 
 class Owned:

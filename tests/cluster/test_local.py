@@ -13,7 +13,7 @@ import pytest
 
 from cluster import local
 from common.process import process_identity
-from tests.support.cluster import Cluster
+from tests.support.clusters.cluster import Cluster
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.network import GLOO, NCCL, address_towards, cannot_connect, interface_holding, outer_address, use_interface
 from common.code import ROOT
-from tests.support.hosts import INTERFACE, connected_hosts
+from tests.support.clusters.hosts import INTERFACE, connected_hosts
 
 LOOK = "import sys; from cluster.network import *; address = outer_address(sys.argv[1]); print(use_interface(address))"
 TRAIN = """

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.tracking.spool import read_metrics
 from common.code import ROOT
-from tests.support.cluster import Cluster
+from tests.support.clusters.cluster import Cluster
 from tests.support.trainer import command, losses
 
 pytestmark = [pytest.mark.heavy, pytest.mark.ray]

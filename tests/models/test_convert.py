@@ -16,7 +16,7 @@ from models.convert.tables import EXPORTS, IMPORTS
 from models.networks.table import build_model
 from models.networks.unet import level_channels
 from models.snapshot import load_snapshot, write_snapshot
-from tests.support import models_reference as reference
+from tests.support.reference import models_reference as reference
 
 CIFAR_LAYOUT = ModelConfig(base_channels=32)
 CELEBAHQ_LAYOUT = ModelConfig(image_size=256, base_channels=32, channel_multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0)

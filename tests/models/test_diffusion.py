@@ -11,7 +11,7 @@ from models.config import DiffusionConfig, ModelConfig
 from models.diffusion import GaussianDiffusion
 from models.likelihood import prior_divergence
 from models.networks.table import build_model
-from tests.support import models_reference as reference
+from tests.support.reference import models_reference as reference
 
 TINY = ModelConfig(
     image_size=8, base_channels=32, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0

@@ -8,7 +8,7 @@ from models.config import DiffusionConfig
 from models.diffusion import GaussianDiffusion
 from models.generation import from_latent, interpolate, progressive, variations
 from models.samplers import sample
-from tests.support.mixture import DEVIATION, MEANS, SHAPE, MixtureModel
+from tests.support.reference.mixture import DEVIATION, MEANS, SHAPE, MixtureModel
 
 IMAGE = (1, 3, 3)
 

@@ -21,7 +21,7 @@ from models.likelihood import (
 from models.likelihood_report import summary
 from models.networks.table import build_model
 from models.snapshot import write_snapshot
-from tests.support.mixture import DEVIATION, MEANS, WEIGHTS, MixtureModel, draw
+from tests.support.reference.mixture import DEVIATION, MEANS, WEIGHTS, MixtureModel, draw
 
 SHORT = {"num_timesteps": 40, "beta_start": 0.002, "beta_end": 0.3}
 

@@ -11,7 +11,7 @@ from models.config import DiffusionConfig, ModelConfig
 from models.diffusion import GaussianDiffusion
 from models.networks.table import build_model, eval_mode
 from models.samplers import SAMPLERS, choose_process, denoise_from, log_snr_timesteps, sample, uniform_timesteps
-from tests.support.mixture import SHAPE, MixtureModel, draw, energy_distance
+from tests.support.reference.mixture import SHAPE, MixtureModel, draw, energy_distance
 
 NUM_POINTS = 1500
 

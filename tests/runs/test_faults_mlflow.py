@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from common.files import read_json
-from tests.support.faults import TINY, Running, run, wait_for
+from tests.support.failures.faults import TINY, Running, run, wait_for
 
 pytestmark = pytest.mark.heavy
 

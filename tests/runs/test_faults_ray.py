@@ -20,8 +20,8 @@ from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from common.files import read_json
 from tests.cluster.test_elastic import two_nodes
-from tests.support.cluster import Cluster
-from tests.support.faults import TINY, assert_same_run, run
+from tests.support.clusters.cluster import Cluster
+from tests.support.failures.faults import TINY, assert_same_run, run
 from tests.support.trainer import losses, signal_another_thread
 
 pytestmark = [pytest.mark.heavy, pytest.mark.ray]

@@ -17,7 +17,7 @@ import pytest
 from cluster.lease import try_lease
 from cluster.storage import complete_directories
 from cluster.tracking.spool import read_metrics
-from tests.support.faults import TINY, Ended, Running, assert_same_run, checkpoint_names, run, wait_for
+from tests.support.failures.faults import TINY, Ended, Running, assert_same_run, checkpoint_names, run, wait_for
 from tests.support.trainer import digits, losses
 from trainer.run import LEASE_STALE_SECONDS
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import COMPLETE, complete_directories, verify
-from tests.support.disks import small_disk
-from tests.support.faults import TINY, Ended, Running, assert_same_run, checkpoint_names, run, wait_for
+from tests.support.failures.disks import small_disk
+from tests.support.failures.faults import TINY, Ended, Running, assert_same_run, checkpoint_names, run, wait_for
 
 pytestmark = pytest.mark.heavy
 

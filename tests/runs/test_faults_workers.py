@@ -19,7 +19,16 @@ from cluster.storage import complete_directories
 from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from common.files import read_json, write_json_atomic
-from tests.support.faults import TINY, Ended, Running, assert_same_run, audited, checkpoint_names, run, wait_for
+from tests.support.failures.faults import (
+    TINY,
+    Ended,
+    Running,
+    assert_same_run,
+    audited,
+    checkpoint_names,
+    run,
+    wait_for,
+)
 from tests.support.trainer import NO_GRADIENT, final_weights, losses
 
 pytestmark = pytest.mark.heavy

@@ -8,7 +8,7 @@ import pytest
 from cluster.progress import has_trained
 from cluster.storage import complete_directories
 from tests.support.evaluation import make_run
-from tests.support.terminal import Terminal, assert_ends_well, python, says_killed, training
+from tests.support.failures.terminal import Terminal, assert_ends_well, python, says_killed, training
 from tests.support.trainer import TINY_MODEL
 from trainer.checkpoint import step_of
 

@@ -6,8 +6,8 @@ import pytest
 
 from cluster.progress import has_trained, read_progress
 from cluster.storage import complete_directories
-from tests.support.cluster import Cluster
-from tests.support.terminal import Terminal, assert_ends_well, python, says_killed, training
+from tests.support.clusters.cluster import Cluster
+from tests.support.failures.terminal import Terminal, assert_ends_well, python, says_killed, training
 
 pytestmark = [pytest.mark.heavy, pytest.mark.ray, pytest.mark.slow]
 

@@ -13,8 +13,8 @@ import pytest
 from werkzeug.wrappers import Request
 
 from common.code import ROOT
-from tests.support.faults import TINY
-from tests.support.mlflow_server import Answer, mlflow_server
+from tests.support.failures.faults import TINY
+from tests.support.servers.mlflow_server import Answer, mlflow_server
 
 pytestmark = pytest.mark.heavy
 

@@ -20,7 +20,7 @@ from cluster.tracking.spool import read_metrics
 from common.code import ROOT
 from data_pipeline.demo.sets import DemoOptions, pack_demo
 from models.config import ModelConfig
-from tests.support.processes import in_new_process
+from tests.support.failures.processes import in_new_process
 from trainer.config.config import Config
 from trainer.config.plan import Plan, plan
 from trainer.config.presets import PRESETS

@@ -24,7 +24,7 @@ from data_pipeline.loader import Batch
 from models.diffusion import GaussianDiffusion
 from models.ema import ExponentialMovingAverage
 from models.networks.table import build_model
-from tests.support.processes import CONTEXT, settle
+from tests.support.failures.processes import CONTEXT, settle
 from tests.support.trainer import TINY_MODEL, tiny_config
 from trainer.config.config import Config, from_dict, to_dict
 from trainer.engines.base import Engine, NonFiniteError

@@ -12,7 +12,7 @@ from data_pipeline.packing.pack import pack
 from data_pipeline.storage.cache import FileCache
 from data_pipeline.storage.manifest import Manifest
 from eval.runs import open_images
-from tests.support.data_servers import fetched, nginx
+from tests.support.servers.data_servers import fetched, nginx
 from tests.support.trainer import losses, tiny_config, train_locally
 from trainer.config.plan import plan
 from trainer.config.sections import DataConfig

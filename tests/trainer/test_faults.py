@@ -16,7 +16,7 @@ from cluster.run_directory import step_of
 from cluster.storage import complete_directories
 from cluster.tracking.spool import read_metrics
 from common.code import ROOT
-from tests.support.faults import assert_same_run, wait_for
+from tests.support.failures.faults import assert_same_run, wait_for
 from tests.support.trainer import command, tiny_config
 from trainer.config.plan import plan
 from trainer.engines.base import NonFiniteError

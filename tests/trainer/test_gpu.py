@@ -14,7 +14,7 @@ from models.networks.table import build_model, eval_mode
 from models.pixels import to_uint8
 from models.precision import use_tf32
 from models.samplers import sample
-from tests.support.faults import TINY
+from tests.support.failures.faults import TINY
 from tests.support.trainer import NO_GRADIENT, command, final_weights, losses
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.support.faults import TINY
+from tests.support.failures.faults import TINY
 from tests.support.trainer import command
 
 

@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 
 from common.code import ROOT
-from tests.support.manifests import FOLDER, custom_schema, pod_specs, rendered
+from tests.support.clusters.manifests import FOLDER, custom_schema, pod_specs, rendered
 from trainer.config.options import parse
 
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.run_directory import newest_step
 from common.code import ROOT
-from tests.support.slurm import Slurm, started_slurm
+from tests.support.clusters.slurm import Slurm, started_slurm
 
 SCRIPTS = sorted((ROOT / "cluster" / "deploy" / "slurm").glob("*.sbatch"))
 SMALL = (

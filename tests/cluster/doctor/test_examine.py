@@ -15,7 +15,7 @@ import pytest
 
 from cluster.commands import main
 from common.code import ROOT, copied_packages
-from tests.support.disks import small_disk
+from tests.support.failures.disks import small_disk
 
 Doctor = Callable[..., tuple[int, dict[str, str]]]
 

@@ -18,7 +18,7 @@ from werkzeug.wrappers import Request
 from cluster.tracking.background import BackgroundUploader
 from cluster.tracking.spool import Spool, read_metrics
 from cluster.tracking.uploader import Uploader, UploadError, default_tracking_uri
-from tests.support.mlflow_server import GARBAGE, mlflow_server
+from tests.support.servers.mlflow_server import GARBAGE, mlflow_server
 from tests.support.tracking import describe
 
 NUM_REQUESTS = 9

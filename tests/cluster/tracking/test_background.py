@@ -11,7 +11,7 @@ import pytest
 from cluster.tracking.background import BackgroundUploader
 from cluster.tracking.spool import Spool
 from cluster.tracking.uploader import Uploader
-from tests.support.processes import in_new_process
+from tests.support.failures.processes import in_new_process
 from tests.support.tracking import describe
 
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cluster.commands import main
 from cluster.tracking.board import BoardWriter
 from cluster.tracking.spool import Spool, read_metrics
-from tests.support.faults import TINY, run
+from tests.support.failures.faults import TINY, run
 from tests.support.tracking import describe
 
 Points = list[tuple[int, float]]

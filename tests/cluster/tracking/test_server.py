@@ -17,9 +17,9 @@ from moto.server import ThreadedMotoServer
 
 from cluster.tracking.spool import Spool, read_metrics
 from cluster.tracking.uploader import Uploader, UploadError
-from tests.support.data_servers import free_port
-from tests.support.postgres import PASSWORD as DATABASE_PASSWORD
-from tests.support.postgres import Postgres, postgres
+from tests.support.servers.data_servers import free_port
+from tests.support.servers.postgres import PASSWORD as DATABASE_PASSWORD
+from tests.support.servers.postgres import Postgres, postgres
 from tests.support.tracking import describe
 
 pytestmark = [pytest.mark.slow, pytest.mark.heavy, pytest.mark.needs("pg_createcluster")]

@@ -21,7 +21,7 @@ from data_pipeline.storage.errors import DamagedDataError
 from data_pipeline.storage.fetch import FetchSettings
 from data_pipeline.storage.shards import open_dataset, read_manifest
 from tests.support.data import pack_arrays
-from tests.support.data_servers import asking_for_tokens, fetched, misbehaving, nginx
+from tests.support.servers.data_servers import asking_for_tokens, fetched, misbehaving, nginx
 
 QUICK = FetchSettings(num_attempts=3, backoff_seconds=0.02, stall_seconds=0.4, min_bytes_per_second=2000)
 

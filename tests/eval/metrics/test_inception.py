@@ -23,7 +23,7 @@ from eval.metrics.scores import kernel_distance
 from eval.metrics.statistics import FeatureStatistics, statistics_distance
 from eval.metrics.weights import INCEPTION_FILE
 from eval.protocol import parse_protocol
-from tests.support.inception import make_inception
+from tests.support.reference.inception import make_inception
 
 MODES = {"clean": "fid_clean_10k", "legacy_tensorflow": "fid_tf_10k"}
 

@@ -15,7 +15,7 @@ import pytest
 
 from common.code import ROOT
 from eval.results import all_results
-from tests.support.cluster import Cluster
+from tests.support.clusters.cluster import Cluster
 from tests.support.trainer import digits
 
 pytestmark = [pytest.mark.heavy, pytest.mark.ray]

@@ -24,7 +24,7 @@ from eval.sampling.images import sample_images
 from eval.service.runner import Runner
 from models.snapshot import load_snapshot
 from tests.support.evaluation import PROTOCOL, SETTINGS, job_of, make_data, make_run, runner
-from tests.support.inception import make_inception
+from tests.support.reference.inception import make_inception
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from eval.service.service import Service
 from eval.service.uploads import LateUploads
 from eval.settings import EvaluationSettings
 from tests.support.evaluation import made_up_result, make_checkpoint, make_run
-from tests.support.stalls import failing_to_open, in_child
+from tests.support.failures.stalls import failing_to_open, in_child
 
 SETTINGS = EvaluationSettings(device="cpu", num_threads=1, num_bootstrap=0)
 PROTOCOL = parse_protocol("bits_per_dim_2")  # no feature network: done in a moment

@@ -14,7 +14,7 @@ from eval.results import grid_path, write_result
 from eval.web.app import linked_file, read_status
 from eval.web.page_data import MAX_RUNS, dashboard, render_runs
 from tests.support.evaluation import made_up_result, make_run
-from tests.support.stalls import in_child
+from tests.support.failures.stalls import in_child
 
 PROTOCOL = parse_protocol("fd_efficientnet_lite0_16")
 

@@ -8,7 +8,7 @@ from models import philox
 from models.config import ModelConfig
 from models.kernels.dropout import CounterDropout, Dropout, MaskSource, kept
 from models.networks.table import build_model
-from tests.support import models_reference as reference
+from tests.support.reference import models_reference as reference
 
 COUNTERS = torch.tensor([3, 2**40 + 1, 7, 2**62 - 1])
 KEY = philox.stream_key(5, "train/dropout")

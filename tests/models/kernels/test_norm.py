@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from common.code import ROOT
 from models.kernels.dropout import kept
-from tests.support.fused_norm import CHANNELS, REPEATED, drop, make_norm
+from tests.support.reference.fused_norm import CHANNELS, REPEATED, drop, make_norm
 
 pytest.importorskip("triton", reason="Triton is not made for this system")
 
@@ -22,7 +22,7 @@ CASES = (*map(str, CHANNELS), "split", "one pixel", "narrow", "plain", "strided"
 
 
 def run(device: str, **environment: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.support.fused_norm", device]
+    command = [sys.executable, "-m", "tests.support.reference.fused_norm", device]
     ended = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )

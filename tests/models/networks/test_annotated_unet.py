@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.config import ModelConfig
 from models.diffusion import GaussianDiffusion
 from models.networks.table import build_model, build_on_meta
-from tests.support import models_reference as reference
+from tests.support.reference import models_reference as reference
 
 TUTORIAL = ModelConfig(
     architecture="annotated", base_channels=64, channel_multipliers=(1, 2, 2, 4), attention_resolutions=(4,)

@@ -9,7 +9,7 @@ import torch
 from models.config import ModelConfig
 from models.networks.blocks import AttentionBlock, ResidualBlock, sinusoidal_embedding
 from models.networks.table import build_model, build_on_meta
-from tests.support import models_reference as reference
+from tests.support.reference import models_reference as reference
 
 CIFAR = ModelConfig()
 CELEBAHQ = ModelConfig(image_size=256, channel_multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.data_servers import free_port
+from tests.support.servers.data_servers import free_port
 
 PASSWORD = "hunter2-of-postgres"
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.code import ROOT
-from tests.support.hosts import Host, connected_hosts
+from tests.support.clusters.hosts import Host, connected_hosts
 
 _START = (sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
 

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        *("tests.support.faults", "torch._dynamo"),
+        *("tests.support.failures.faults", "torch._dynamo"),
         *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.db.utils"),
     ]
 )

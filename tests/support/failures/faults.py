@@ -14,7 +14,7 @@ import torch
 from cluster.storage import complete_directories
 from data_pipeline.ledger import Audit, audit
 from data_pipeline.storage.shards import open_dataset
-from tests.support.processes import CONTEXT, settle
+from tests.support.failures.processes import CONTEXT, settle
 from tests.support.trainer import final_weights, losses
 from trainer.command import main
 

@@ -1,4 +1,4 @@
-"""A real Slurm of one node, on a host of its own (tests/support/hosts.py): munge, controller, node daemon."""
+"""A real Slurm of one node, on a host of its own (tests/support/clusters/hosts.py): munge, controller, node daemon."""
 
 import contextlib
 import re
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.code import ROOT
-from tests.support.hosts import Host, connected_hosts
+from tests.support.clusters.hosts import Host, connected_hosts
 
 _CONFIG = """ClusterName=test
 SlurmctldHost={name}({address})

@@ -1,6 +1,6 @@
 """Run the fused norm on a device and say, as JSON, how far it is from float64 by torch's operations.
 
-TRITON_INTERPRET=1 python tests/support/fused_norm.py [cpu|cuda]
+TRITON_INTERPRET=1 python tests/support/reference/fused_norm.py [cpu|cuda]
 """
 
 import json

@@ -1,0 +1,1 @@
+"""Processes that die, stall or are interrupted, and disks that are full."""

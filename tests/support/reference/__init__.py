@@ -1,0 +1,1 @@
+"""Second implementations and stand-ins that ours are compared with."""

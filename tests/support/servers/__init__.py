@@ -1,0 +1,1 @@
+"""Real servers for tests: MLflow, PostgreSQL, files over HTTP."""
