@@ -70,7 +70,8 @@ def test_each_command_has_the_options_that_are_shown(words: list[str]) -> None:
 def test_what_is_submitted_is_a_config(script: str) -> None:
     (words,) = [words for words in commands(ENGLISH) if any(Path(word).name == script for word in words)]
     arguments = words[words.index("--preset") :]
-    run(["trainer/main.py", *arguments, "--print-config"], ROOT)
+    (preset,) = arguments[1:2]
+    assert f'preset = "{preset}"' in run(["trainer/main.py", *arguments, "--print-config"], ROOT)
 
 
 def test_what_is_not_python_has_its_files_and_says_what_it_needs() -> None:
