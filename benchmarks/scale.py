@@ -49,7 +49,7 @@ LINKS = {
 NUM_GPUS = (8, 64, 256, 1024)
 NUM_SAMPLES, NUM_SAMPLING_STEPS = 50_000, 50
 CHECKPOINT_SECONDS = 600.0
-"""Training between two checkpoints, each of which is evaluated with so many samples."""
+"""Training between two checkpoints, each of which is evaluated with this many samples."""
 _OVERLAP = 0.5
 """The part of a step's time beside which gradients travel: backward is two thirds, its first bucket comes late."""
 _LAST_BUCKET_BYTES = 25 * 2**20
@@ -125,7 +125,7 @@ def main() -> None:
     for name, workload in WORKLOADS.items():
         num_bytes, every = checkpoint_bytes(workload.num_parameters), CHECKPOINT_SECONDS
         print(
-            f"\n{name}: {workload.num_parameters / 1e6:.1f}M parameters, {workload.local_batch_size} images a GPU. "
+            f"\n{name}: {workload.num_parameters / 1e6:.1f}M parameters, {workload.local_batch_size} images per GPU. "
             f"A checkpoint of {num_bytes / 1e9:.2f} GB every {every:.0f} s is {num_bytes / every / 1e6:.1f} MB/s, "
             f"and keeps {evaluators(workload):.2f} GPUs busy with its evaluation."
         )

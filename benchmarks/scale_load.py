@@ -63,7 +63,7 @@ class FileCounts:
 
 
 def make_run(directory: Path, num_checkpoints: int, deleted: bool = False) -> Path:
-    """A run with so many checkpoints, each evaluated and sent; deleted: retention has taken them."""
+    """A run with that many checkpoints, each evaluated and sent; deleted: retention has taken them."""
     bound = PROTOCOL.bind(DIGEST)
     (directory / SPOOL).mkdir(parents=True)
     (directory / CHECKPOINTS).mkdir()

@@ -78,8 +78,8 @@ def find_runs(storage: Path, name: str | None = None) -> list[Path]:
 
 
 def newest_runs(storage: Path, most: int) -> tuple[list[Path], list[Path]]:
-    """The runs whose run.json is newest, newest first, at most so many; and the folders behind them, which may be runs:
-    of those no file is opened, so that a page costs the same however many there are."""
+    """The runs whose run.json is newest, newest first, at most `most` of them; and the folders behind them, which may
+    be runs: of those no file is opened, so that a page costs the same however many there are."""
     ages = {run: age for run in _folders(storage) if (age := _modified_seconds(run / RUN)) is not None}
     waiting = sorted(ages, key=lambda run: (ages[run], run.name))
     newest: list[Path] = []

@@ -40,7 +40,7 @@ class Axis:
 
 
 def time_axis(longest_seconds: float) -> tuple[Axis, float]:
-    """The axis of times up to so many seconds, and the seconds that its unit has."""
+    """The axis of times up to `longest_seconds`, and how many seconds its unit has."""
     _, unit, seconds = next(row for row in _UNITS if longest_seconds >= row[0])
     return Axis(f"{unit} since the start of training", is_count=False), seconds
 

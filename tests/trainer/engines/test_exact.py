@@ -18,7 +18,7 @@ SLICES: dict[str, object] = {"clip_scope": "slice", "clip_slice_images": 2, "max
 def exact_config(
     data: Path, storage: Path, name: str, num_workers: int, num_steps: int, optim: dict[str, object], **train: object
 ) -> Config:
-    """16 images a step in eight units, dropout, attention, and convolutions of two widths."""
+    """16 images per step in eight units, dropout, attention, and convolutions of two widths."""
     config = tiny_config(
         data,
         storage,
