@@ -57,7 +57,7 @@ class Job:
 
 
 def job_config(strategy: str, **sections: dict[str, Any]) -> Config:
-    """13 images per step, so that no number of workers divides them; no warm-up, so that every step moves the weights."""
+    """13 images per step, so that no number of workers divides them; no warm-up, so every step moves the weights."""
     defaults: dict[str, dict[str, Any]] = {
         "train": {"global_batch_size": 13, "num_steps": 100},
         "optim": {"warmup_steps": 0, "learning_rate": 2e-4},
